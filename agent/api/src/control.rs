@@ -1,0 +1,261 @@
+//! What ctl (and any other client with an operator's certificate) may ask of any agent.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{HostId, MeshId};
+use crate::level::{ClusterPlan, ClusterSpec, PlanStage, Stamp};
+use crate::run::{LatencySummary, Run, RunSpec, Tally};
+
+/// A request; each is answered by the [`ControlReply`] variant named beside it or
+/// by [`ControlReply::Refused`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum ControlRequest {
+    /// Who is here? → `Members`
+    Members,
+    /// Begin (or continue, or confirm) a cluster; returns once the plan is
+    /// committed, `ClusterStatus` tells the rest. → `Created`
+    ClusterCreate(ClusterSpec),
+    /// How far is the plan? Cheap, made of gossip: what progress bars poll. → `ClusterStatus`
+    ClusterStatus,
+    /// Ask every instance for its view now. → `ClusterCheck`
+    ClusterCheck,
+    /// Begin a run. → `RunStarted`
+    RunStart(RunSpec),
+    /// Stop a run; the stage tells when it has. → `Run`
+    RunStop(RunRef),
+    /// All runs known. → `Runs`
+    RunList,
+    /// One run, with live counts. → `Run`
+    RunShow {
+        /// Which.
+        run: RunRef,
+        /// Also pull the hosts' histograms (else `latency` is `None` in mid-run).
+        latency: bool,
+    },
+}
+
+/// Names a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RunRef {
+    /// The newest.
+    Latest,
+    /// The one whose UUID begins with this text (hex digits and dashes).
+    Prefix(String),
+}
+
+/// An answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum ControlReply {
+    /// See [`ControlRequest::Members`].
+    Members(Members),
+    /// See [`ControlRequest::ClusterCreate`].
+    Created {
+        /// The plan that is now being carried out, or was already.
+        plan: ClusterPlan,
+        /// False when the same plan was there before.
+        fresh: bool,
+    },
+    /// See [`ControlRequest::ClusterStatus`].
+    ClusterStatus(ClusterStatus),
+    /// See [`ControlRequest::ClusterCheck`].
+    ClusterCheck(ClusterCheck),
+    /// See [`ControlRequest::RunStart`].
+    RunStarted(Run),
+    /// See [`ControlRequest::RunShow`].
+    Run(RunView),
+    /// See [`ControlRequest::RunList`].
+    Runs(Vec<RunView>),
+    /// Not done, and why.
+    Refused(Refusal),
+}
+
+/// Why a request was not carried out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    /// For programs.
+    pub kind: RefusalKind,
+    /// For people: what, which value, and the remedy.
+    pub message: String,
+}
+
+/// Classes of refusal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RefusalKind {
+    /// No coordinator with a fresh quorum at the moment: try again.
+    NoCoordinator,
+    /// The request itself can't be carried out as it stands.
+    Invalid,
+    /// The mesh's state forbids it (a cluster is there already, a run is going on).
+    Conflict,
+    /// There is nothing by that name.
+    NotFound,
+    /// The certificate's role doesn't allow it.
+    Forbidden,
+    /// It did not finish in time; what it was waiting for is in the message.
+    Deadline,
+    /// The agent failed; its log has more.
+    Internal,
+}
+
+/// The mesh as one agent sees it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Members {
+    /// Name from the configuration.
+    pub mesh_name: String,
+    /// Set once the mesh has initialised.
+    pub mesh: Option<MeshId>,
+    /// The agent that answers.
+    pub answered_by: HostId,
+    /// The coordinator, where one is known to act.
+    pub coordinator: Option<HostId>,
+    /// Hosts needed before the mesh initialises.
+    pub bootstrap_expect: u16,
+    /// What the mesh is waiting for, in words, when it isn't serving.
+    pub waiting_for: Option<String>,
+    /// Newest level seen.
+    pub stamp: Stamp,
+    /// All members, by name.
+    pub members: Vec<Member>,
+}
+
+/// One host of the mesh.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Member {
+    /// Its id.
+    pub id: HostId,
+    /// Its certificate's name.
+    pub name: String,
+    /// Its mesh address.
+    pub addr: SocketAddr,
+    /// By the failure detector.
+    pub state: MemberState,
+    /// Whether it votes.
+    pub voter: bool,
+    /// Whether it coordinates.
+    pub coordinator: bool,
+    /// redis-servers running.
+    pub instances_up: u32,
+    /// redis-servers that the plan wants of it.
+    pub instances_planned: u32,
+    /// Agent's version.
+    pub version: String,
+    /// Where it serves `/metrics`; `None` if it doesn't.
+    pub http_addr: Option<SocketAddr>,
+    /// First problem that it reports, with the remedy.
+    pub problem: Option<String>,
+}
+
+/// What the failure detector says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MemberState {
+    /// Heard of lately.
+    Alive,
+    /// Not heard of.
+    Dead,
+}
+
+/// How far the plan is, made of what hosts gossip.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ClusterStatus {
+    /// The plan; `None` before the first create.
+    pub plan: Option<ClusterPlan>,
+    /// Per host of the plan.
+    pub hosts: Vec<HostProgress>,
+    /// Milliseconds since the plan was committed, until it was formed or until now.
+    pub since_ms: u64,
+    /// Set when it is past its deadline: what is awaited, of whom.
+    pub overdue: Option<String>,
+}
+
+/// One host's part of a formation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostProgress {
+    /// Who.
+    pub id: HostId,
+    /// Its name.
+    pub name: String,
+    /// Whether gossip hears of it.
+    pub alive: bool,
+    /// Stage of the plan that it works on; `None` before it has seen the plan.
+    pub stage: Option<PlanStage>,
+    /// Instances that it is to run.
+    pub planned: u32,
+    /// Held, their bus ports listening (before release), or up (after).
+    pub ready: u32,
+    /// Whose view is whole: `cluster_state:ok`, all nodes known, all slots covered.
+    pub agreed: u32,
+    /// Instances that aren't there yet, with the reason and the remedy; bounded.
+    pub problems: Vec<String>,
+}
+
+/// What all instances say, asked now.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ClusterCheck {
+    /// Every instance of the plan.
+    pub instances: Vec<InstanceView>,
+    /// Slots covered by a primary, by the majority's view.
+    pub slots_covered: u16,
+    /// Whether all views are the same.
+    pub agreed: bool,
+    /// Slots being migrated or imported.
+    pub open_slots: Vec<u16>,
+    /// What is wrong, each with the instance's name; empty when whole.
+    pub errors: Vec<String>,
+    /// What is not wrong but should be known (replica beside its primary, …).
+    pub warnings: Vec<String>,
+}
+
+/// One instance's state and its view of the cluster.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InstanceView {
+    /// Host that bears it.
+    pub host: HostId,
+    /// Data address.
+    pub addr: SocketAddr,
+    /// Its node id as planned.
+    pub node_id: crate::ids::NodeId,
+    /// Whether it answers.
+    pub up: bool,
+    /// Whether it is a primary now.
+    pub primary: bool,
+    /// The primary that it follows.
+    pub primary_id: Option<crate::ids::NodeId>,
+    /// Slots that it serves, by its own account.
+    pub slots: Vec<crate::level::SlotRange>,
+    /// Keys.
+    pub keys: u64,
+    /// `cluster_state:ok`.
+    pub state_ok: bool,
+    /// `cluster_known_nodes`.
+    pub known_nodes: u32,
+    /// `cluster_slots_assigned`.
+    pub slots_assigned: u16,
+    /// Digest of its whole view (who is where with which slots); equal views, equal digests.
+    pub view_digest: u64,
+    /// Slots that it is migrating or importing.
+    pub open_slots: Vec<u16>,
+    /// Why it isn't up or what is amiss, with the remedy.
+    pub problem: Option<String>,
+}
+
+/// A run with its counts as gossip has them (at most about a second old), or closed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunView {
+    /// The run.
+    pub run: Run,
+    /// Counts by host and epoch.
+    pub tallies: Vec<Tally>,
+    /// Writes acked per second lately, over all hosts and per host.
+    pub writes_per_s: f64,
+    /// The same per host, in the order of the run's shares.
+    pub host_writes_per_s: Vec<f64>,
+    /// Service times over all hosts; `None` where not asked for or not known.
+    pub latency: Option<LatencySummary>,
+    /// What it is waiting for, in words, when a share is silent.
+    pub waiting_for: Option<String>,
+}

@@ -1,0 +1,197 @@
+//! Desired state: the *level* to which every host reconciles.
+//!
+//! The coordinator commits each change to Raft; the state machine's value is the
+//! [`Level`]. It travels whole (a plan of 1000 instances is some 100 KB) and always
+//! under its [`Stamp`], which is the fence: a host that has seen a newer stamp
+//! refuses an older one, whoever brings it.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{HostId, MeshId, NodeId, PlanId};
+use crate::run::Run;
+
+/// Number of hash slots of a Redis Cluster (Redis Cluster specification).
+pub const SLOTS: u16 = 16384;
+
+/// A Redis Cluster bus port is the data port plus this (Redis Cluster specification).
+pub const BUS_PORT_OFFSET: u16 = 10000;
+
+/// Where in the Raft log a level stands: the fence of everything done in its name.
+/// Ordered by term first, so that nothing of a deposed coordinator is newer than
+/// anything of its successor.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Stamp {
+    /// Raft term in which the last change was committed.
+    pub term: u64,
+    /// Raft log index of the last change.
+    pub index: u64,
+    /// The coordinator that committed it.
+    pub leader: HostId,
+}
+
+impl fmt::Display for Stamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}@{}", self.term, self.index, self.leader)
+    }
+}
+
+/// All that the mesh wants, as of one stamp.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Level {
+    /// The fence.
+    pub stamp: Stamp,
+    /// Set by the first entry of a mesh's log and never changed.
+    pub mesh: Option<MeshId>,
+    /// The cluster to be, or that is; `None` before the first create.
+    pub plan: Option<ClusterPlan>,
+    /// Runs, oldest first; bounded by [`crate::limits::RUNS_KEPT_MAX`].
+    pub runs: Vec<Run>,
+}
+
+/// What a person asks of `cluster create`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterSpec {
+    /// redis-servers on each host.
+    pub instances_per_host: u16,
+    /// Replicas of each primary.
+    pub replicas: u8,
+    /// `cluster-node-timeout` in milliseconds; `None` lets the plan derive it from
+    /// the cluster's size.
+    pub node_timeout_ms: Option<u32>,
+}
+
+/// How far a plan has been carried out. Stages only advance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PlanStage {
+    /// Hosts write their instances' directories, start the servers and hold each
+    /// one (SIGSTOP) as soon as its bus port listens.
+    Prepare,
+    /// All hosts held all of theirs: they release them (SIGCONT) and watch their
+    /// instances' views converge.
+    Release,
+    /// Every instance has agreed once. From here on instances are kept running.
+    Formed,
+}
+
+/// A derived layout: every instance's place, id, slots and role.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterPlan {
+    /// Identity of the plan.
+    pub id: PlanId,
+    /// What was asked for.
+    pub spec: ClusterSpec,
+    /// `cluster-node-timeout` of all instances, in milliseconds.
+    pub node_timeout_ms: u32,
+    /// How far it has got.
+    pub stage: PlanStage,
+    /// Hosts that bear instances, in the order in which [`PlannedInstance::host`]
+    /// indexes them.
+    pub hosts: Vec<PlannedHost>,
+    /// All instances; those of one host are neighbours, by port.
+    pub instances: Vec<PlannedInstance>,
+    /// When the plan was committed, Unix milliseconds by the coordinator's clock.
+    pub created_unix_ms: u64,
+}
+
+/// A host as the plan knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedHost {
+    /// The agent.
+    pub id: HostId,
+    /// Its certificate's name.
+    pub name: String,
+    /// Address that its instances bind and announce.
+    pub ip: IpAddr,
+    /// Port of its first instance; the others follow.
+    pub base_port: u16,
+}
+
+/// One redis-server of a plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedInstance {
+    /// Index into [`ClusterPlan::hosts`].
+    pub host: u16,
+    /// Data port; the bus port is [`BUS_PORT_OFFSET`] above.
+    pub port: u16,
+    /// Cluster node id.
+    pub node_id: NodeId,
+    /// Shard id (Redis ≥ 7.2, Valkey): equal for a primary and its replicas.
+    pub shard_id: NodeId,
+    /// What it is at the start. Failovers change roles later; the plan stays.
+    pub role: PlannedRole,
+}
+
+/// Role of a planned instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PlannedRole {
+    /// Serves slots.
+    Primary {
+        /// Its slots: one range in a fresh plan.
+        slots: SlotRange,
+        /// Unique config epoch, so that no collision has to be resolved later.
+        config_epoch: u64,
+    },
+    /// Follows a primary.
+    Replica {
+        /// Index of the primary in [`ClusterPlan::instances`].
+        primary: u32,
+    },
+}
+
+/// Slots `first..=last`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct SlotRange {
+    /// First slot.
+    pub first: u16,
+    /// Last slot, included.
+    pub last: u16,
+}
+
+impl SlotRange {
+    /// Number of slots in the range.
+    pub fn len(self) -> usize {
+        usize::from(self.last.saturating_sub(self.first)) + 1
+    }
+
+    /// A range always holds at least one slot.
+    pub fn is_empty(self) -> bool {
+        false
+    }
+}
+
+impl fmt::Display for SlotRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.first == self.last {
+            write!(f, "{}", self.first)
+        } else {
+            write!(f, "{}-{}", self.first, self.last)
+        }
+    }
+}
+
+impl ClusterPlan {
+    /// The host that bears `instance`.
+    pub fn host_of(&self, instance: &PlannedInstance) -> &PlannedHost {
+        &self.hosts[usize::from(instance.host)]
+    }
+
+    /// Data address of `instance`.
+    pub fn addr_of(&self, instance: &PlannedInstance) -> SocketAddr {
+        SocketAddr::new(self.host_of(instance).ip, instance.port)
+    }
+
+    /// The instances that `host` is to run.
+    pub fn instances_of(&self, host: HostId) -> impl Iterator<Item = &PlannedInstance> {
+        self.instances.iter().filter(move |i| self.host_of(i).id == host)
+    }
+
+    /// Number of primaries.
+    pub fn primaries(&self) -> usize {
+        self.instances.iter().filter(|i| matches!(i.role, PlannedRole::Primary { .. })).count()
+    }
+}

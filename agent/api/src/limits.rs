@@ -1,0 +1,17 @@
+//! Bounds that both ends of the wire must agree upon.
+
+/// Largest frame payload that a control request may have, bytes.
+pub const CONTROL_REQUEST_BYTES_MAX: usize = 64 * 1024;
+
+/// Largest frame payload otherwise (levels, snapshots, replies), bytes: a plan of
+/// 1000 instances is some 100 KB, a run's server samples some 100 KB each way.
+pub const FRAME_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// Runs kept in the replicated state; the oldest closed ones make room.
+pub const RUNS_KEPT_MAX: usize = 20;
+
+/// Instances that one host may bear: data ports must stay below the bus ports.
+pub const INSTANCES_PER_HOST_MAX: u16 = 1000;
+
+/// Workers of one run over all hosts.
+pub const WORKERS_MAX: u32 = 1_000_000;

@@ -1,0 +1,19 @@
+//! The redmesh agent: one per host, all alike.
+//!
+//! Modules stand in the order in which data flows; each imports only from those above
+//! it, and `supervisor`, `cluster` and `load` never import each other. Decisions are
+//! pure functions of state, time and randomness passed in; effects live at the edge.
+
+pub mod config;
+pub mod identity;
+pub mod transport;
+pub mod mesh;
+pub mod consensus;
+pub mod supervisor;
+pub mod cluster;
+pub mod load;
+pub mod stats;
+pub mod coordinator;
+pub mod control;
+pub mod metrics;
+pub mod app;
