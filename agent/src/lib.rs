@@ -13,7 +13,25 @@ pub mod supervisor;
 pub mod cluster;
 pub mod load;
 pub mod stats;
+pub mod level;
+pub mod facts;
+pub mod peer;
+pub mod census;
+pub mod host;
 pub mod coordinator;
 pub mod control;
 pub mod metrics;
 pub mod app;
+
+/// An error and all its sources in one line. Errors never repeat their source, so the
+/// chain reads once; it is printed where the error is handled.
+pub fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut words = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        words.push_str(": ");
+        words.push_str(&inner.to_string());
+        source = inner.source();
+    }
+    words
+}
