@@ -290,3 +290,59 @@ async fn spawn(
         .await
         .map_err(|error| MeshError::Start { reason: format!("{error:#}") })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use redmesh_api::ids::HostId;
+    use tokio::time::timeout;
+
+    use super::super::Mesh;
+    use super::*;
+    use crate::transport::memory::MemoryNetwork;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    fn options(id: u32, seed: SocketAddr) -> MeshOptions {
+        MeshOptions {
+            mesh_name: "test".to_owned(),
+            id: HostId(id),
+            generation: 5,
+            seeds: vec![seed.to_string()],
+            gossip_interval: Duration::from_millis(20),
+            initial: Vec::new(),
+        }
+    }
+
+    /// Should chitchat die, peers go on hearing the same life of this host.
+    #[tokio::test]
+    async fn gossip_that_ended_starts_again() {
+        let network = MemoryNetwork::new();
+        let [own, peer] = [1, 2].map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+        let transport = network.join(peer, HostId(2), "peer");
+        let witness = Mesh::start(options(2, own), transport, CancellationToken::new()).await.unwrap();
+
+        let adapter = Adapter::new(network.join(own, HostId(1), "own"), Arc::default()).unwrap();
+        let published = Arc::new(Published::default());
+        published.set("before", "1".to_owned()).unwrap();
+        let (sender, _view) = watch::channel(Arc::default());
+        let driver = Driver::start(options(1, peer), adapter, Arc::clone(&published), sender).await.unwrap();
+        driver.chitchat.abort();
+        let cancel = CancellationToken::new();
+        let task = tokio::spawn(driver.run(cancel.clone()));
+        published.set("after", "2".to_owned()).unwrap();
+
+        let mut view = witness.view();
+        let heard = view.wait_for(|view| {
+            view.members.get(&HostId(1)).is_some_and(|member| {
+                let said = (member.get("before"), member.get("after"));
+                member.alive && member.generation == 5 && member.older.is_empty() && said == (Some(1), Some(2))
+            })
+        });
+        drop(timeout(PATIENCE, heard).await.expect("the peer hears it again").unwrap());
+        cancel.cancel();
+        timeout(PATIENCE, task).await.expect("the task ends").unwrap();
+        witness.shutdown().await;
+    }
+}

@@ -67,11 +67,11 @@ impl MemoryNetwork {
         let handler = watch::Sender::new(None);
         let mut shared = self.lock();
         shared.joins += 1;
-        let node = Node { join: shared.joins, gossip, handler };
-        shared.nodes.insert(addr, node.clone());
+        let join = shared.joins;
+        shared.nodes.insert(addr, Node { join, gossip, handler: handler.clone() });
         drop(shared);
         let peer = Peer::Agent { id, name: name.into(), addr };
-        Arc::new(MemoryTransport { network: self.clone(), addr, peer, node, inbox: Mutex::new(Some(inbox)) })
+        Arc::new(MemoryTransport { network: self.clone(), addr, peer, join, handler, inbox: Mutex::new(Some(inbox)) })
     }
 
     /// Loses everything that `from` sends to `to` from now on: requests one way, replies
@@ -114,7 +114,8 @@ pub struct MemoryTransport {
     network: MemoryNetwork,
     addr: SocketAddr,
     peer: Peer,
-    node: Node,
+    join: u64,
+    handler: HandlerSlot,
     inbox: Mutex<Option<mpsc::Receiver<Gossip>>>,
 }
 
@@ -131,7 +132,7 @@ impl MemoryTransport {
     }
 
     fn is_open(&self) -> bool {
-        self.network.node(self.addr).is_some_and(|node| node.join == self.node.join)
+        self.network.node(self.addr).is_some_and(|node| node.join == self.join)
     }
 }
 
@@ -196,7 +197,7 @@ impl Transport for MemoryTransport {
     }
 
     fn serve(&self, handler: Arc<dyn Handler>) {
-        self.node.handler.send_if_modified(|slot| {
+        self.handler.send_if_modified(|slot| {
             let first = slot.is_none();
             slot.get_or_insert(handler);
             first
@@ -206,11 +207,11 @@ impl Transport for MemoryTransport {
     async fn close(&self) {
         let mut shared = self.network.lock();
         // A successor at the same address stays.
-        if shared.nodes.get(&self.addr).is_some_and(|node| node.join == self.node.join) {
+        if shared.nodes.get(&self.addr).is_some_and(|node| node.join == self.join) {
             shared.nodes.remove(&self.addr);
         }
         drop(shared);
         // Handlers often hold what holds this transport: break the circle.
-        self.node.handler.send_replace(None);
+        self.handler.send_replace(None);
     }
 }
