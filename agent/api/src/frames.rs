@@ -147,6 +147,24 @@ pub async fn read_reply(stream: &mut RecvStream) -> Result<Result<Bytes, String>
     }
 }
 
+/// One request and its reply on a fresh stream. Sets no deadline.
+pub async fn exchange(
+    (mut send, mut recv): (SendStream, RecvStream),
+    channel: Channel,
+    request: &[u8],
+) -> Result<Result<Bytes, String>, FrameError> {
+    match write_frame(&mut send, channel, Direction::Request, request).await {
+        Ok(()) => {
+            // Only fails on a stream that the peer has stopped: its reply says why.
+            let _ = send.finish();
+        }
+        // A peer that refuses a request by its header stops reading, and then says why.
+        Err(FrameError::Abandoned { .. }) => {}
+        Err(error) => return Err(error),
+    }
+    read_reply(&mut recv).await
+}
+
 /// Ends one stream without an answer, both ways.
 pub fn abandon(send: &mut SendStream, recv: &mut RecvStream, code: u32) {
     // Each fails only on a stream that has ended already, which is what is wanted.
