@@ -1,0 +1,316 @@
+//! Questions to running instances, through the `redis` crate.
+//!
+//! One multiplexed connection an instance is kept between questions and thrown away
+//! at the first error. Nothing here retries: whoever asks is a reconciler and asks
+//! again. Every wait is bounded, also against a server that is stopped (SIGSTOP), which
+//! accepts connections and never answers.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::{StreamExt, stream};
+use redis::aio::MultiplexedConnection;
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionAddr, FromRedisValue, IntoConnectionInfo, RedisConnectionInfo,
+};
+use redmesh_api::control::InstanceView;
+use redmesh_api::ids::{HostId, NodeId};
+use redmesh_api::level::SlotRange;
+use redmesh_api::run::ServerSample;
+
+use super::info::InfoMap;
+use super::topology::{ClusterInfo, Topology, TopologyError};
+
+/// From dialling to a connection that has said hello.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// From a command to its answer. A loaded server that forks or serves a 200 KB
+/// `CLUSTER NODES` takes tens of milliseconds.
+pub const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Instances asked at a time by the `*_all` questions.
+pub const ASKED_AT_ONCE_MAX: usize = 32;
+
+/// Why an instance gave no usable answer.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    /// It can't be reached or refused the connection.
+    #[error("can't connect to {addr}")]
+    Connect {
+        /// Whom.
+        addr: SocketAddr,
+        /// Why.
+        #[source]
+        source: redis::RedisError,
+    },
+    /// The command failed or its answer did not come.
+    #[error("{command} of {addr} failed")]
+    Command {
+        /// Whose.
+        addr: SocketAddr,
+        /// Which.
+        command: &'static str,
+        /// Why.
+        #[source]
+        source: redis::RedisError,
+    },
+    /// The answer can't be read.
+    #[error("{addr} gave an answer that can't be read")]
+    Answer {
+        /// Whose.
+        addr: SocketAddr,
+        /// What is wrong.
+        #[source]
+        source: TopologyError,
+    },
+    /// A field is missing.
+    #[error("INFO of {addr} has no {field}")]
+    Missing {
+        /// Whose.
+        addr: SocketAddr,
+        /// Which.
+        field: &'static str,
+    },
+}
+
+/// How to reach instances.
+#[derive(Clone)]
+pub struct AdminOptions {
+    /// Password of the default user, where the instances want one.
+    pub password: Option<String>,
+    /// Connections kept; an idle one of another instance makes room for a new one.
+    pub connections_max: usize,
+}
+
+impl fmt::Debug for AdminOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let password = self.password.as_ref().map(|_| "…");
+        f.debug_struct("AdminOptions")
+            .field("password", &password)
+            .field("connections_max", &self.connections_max)
+            .finish()
+    }
+}
+
+impl Default for AdminOptions {
+    /// No password; one host's instances at their most.
+    fn default() -> Self {
+        let connections_max = usize::from(redmesh_api::limits::INSTANCES_PER_HOST_MAX);
+        Self { password: None, connections_max }
+    }
+}
+
+/// An instance to be asked, as planned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Target {
+    /// Host that bears it.
+    pub host: HostId,
+    /// Data address.
+    pub addr: SocketAddr,
+    /// Its node id as planned.
+    pub node_id: NodeId,
+}
+
+/// Asks instances; clones share the connections.
+#[derive(Clone)]
+pub struct AdminPool {
+    options: Arc<AdminOptions>,
+    connections: Arc<Mutex<BTreeMap<SocketAddr, MultiplexedConnection>>>,
+}
+
+impl fmt::Debug for AdminPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AdminPool").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+impl AdminPool {
+    /// A pool without connections; they are made when needed.
+    pub fn new(options: AdminOptions) -> Self {
+        Self { options: Arc::new(options), connections: Arc::default() }
+    }
+
+    /// The instance's state and view. Never fails: what is amiss stands in the view.
+    pub async fn check(&self, target: Target) -> InstanceView {
+        self.try_check(target).await.unwrap_or_else(|error| silent(target, words(&error)))
+    }
+
+    /// [`AdminPool::check`] of many, [`ASKED_AT_ONCE_MAX`] at a time, in their order.
+    pub async fn check_all(&self, targets: Vec<Target>) -> Vec<InstanceView> {
+        let asked = targets.into_iter().map(|target| self.check(target));
+        stream::iter(asked).buffered(ASKED_AT_ONCE_MAX).collect().await
+    }
+
+    /// Only `CLUSTER INFO`: some 600 bytes, what a poll should ask.
+    pub async fn cluster_info(&self, addr: SocketAddr) -> Result<ClusterInfo, AdminError> {
+        let text: String = self.ask(addr, "CLUSTER INFO", redis::cmd("CLUSTER").arg("INFO")).await?;
+        ClusterInfo::parse(&text).map_err(|source| AdminError::Answer { addr, source })
+    }
+
+    /// The instance's whole view: some 100 KB of a cluster of 1000.
+    pub async fn topology(&self, addr: SocketAddr) -> Result<Topology, AdminError> {
+        let text: String = self.ask(addr, "CLUSTER NODES", redis::cmd("CLUSTER").arg("NODES")).await?;
+        Topology::parse(&text).map_err(|source| AdminError::Answer { addr, source })
+    }
+
+    /// Who serves which slots, by the instance's view.
+    pub async fn slot_map(&self, addr: SocketAddr) -> Result<Vec<(SlotRange, SocketAddr)>, AdminError> {
+        Ok(self.topology(addr).await?.slot_map())
+    }
+
+    /// All of `INFO`, per-command figures included.
+    pub async fn info(&self, addr: SocketAddr) -> Result<InfoMap, AdminError> {
+        let text: String = self.ask(addr, "INFO everything", redis::cmd("INFO").arg("everything")).await?;
+        Ok(InfoMap::parse(&text))
+    }
+
+    /// Makes the instance shake hands with another; harmless where they know each other.
+    pub async fn meet(&self, addr: SocketAddr, other: SocketAddr) -> Result<(), AdminError> {
+        let mut command = redis::cmd("CLUSTER");
+        command.arg("MEET").arg(other.ip().to_string()).arg(other.port());
+        self.ask::<()>(addr, "CLUSTER MEET", &command).await
+    }
+
+    /// The instance's own figures, for a run's ledger.
+    pub async fn sample(&self, host: HostId, addr: SocketAddr) -> Result<ServerSample, AdminError> {
+        let info = self.info(addr).await?;
+        let dbsize = self.ask(addr, "DBSIZE", &redis::cmd("DBSIZE")).await?;
+        let field = |field| info.get(field).ok_or(AdminError::Missing { addr, field });
+        Ok(ServerSample {
+            host,
+            port: addr.port(),
+            run_id: field("run_id")?.to_owned(),
+            primary: field("role")? == "master",
+            dbsize,
+            set_calls: info.calls("set"),
+            cpu_us: info.cpu_us(),
+        })
+    }
+
+    /// [`AdminPool::sample`] of many, [`ASKED_AT_ONCE_MAX`] at a time, in their order.
+    pub async fn sample_all(&self, of: Vec<(HostId, SocketAddr)>) -> Vec<Result<ServerSample, AdminError>> {
+        let asked = of.into_iter().map(|(host, addr)| self.sample(host, addr));
+        stream::iter(asked).buffered(ASKED_AT_ONCE_MAX).collect().await
+    }
+
+    /// Closes all connections that nobody is using.
+    pub fn close_idle(&self) {
+        self.connections().clear();
+    }
+
+    async fn try_check(&self, target: Target) -> Result<InstanceView, AdminError> {
+        let Target { host, addr, node_id } = target;
+        let info = self.cluster_info(addr).await?;
+        let topology = self.topology(addr).await?;
+        let keys = self.ask(addr, "DBSIZE", &redis::cmd("DBSIZE")).await?;
+        let me = topology.myself();
+        let problem = match me {
+            None => Some(format!("{addr} does not list itself among the cluster's nodes")),
+            Some(me) if me.id != node_id => Some(format!(
+                "{addr} says that it is node {}, but the plan has {node_id} there: another cluster's server \
+                 holds the port",
+                me.id
+            )),
+            Some(_) => None,
+        };
+        Ok(InstanceView {
+            host,
+            addr,
+            node_id,
+            up: true,
+            primary: me.is_some_and(|me| me.has("master")),
+            primary_id: me.and_then(|me| me.primary),
+            slots: me.map(|me| me.slots.clone()).unwrap_or_default(),
+            keys,
+            state_ok: info.state_ok,
+            known_nodes: info.known_nodes,
+            slots_assigned: info.slots_assigned,
+            view_digest: topology.view_digest(),
+            open_slots: me.map(|me| me.open.iter().map(|open| open.slot()).collect()).unwrap_or_default(),
+            problem,
+        })
+    }
+
+    async fn ask<T: FromRedisValue>(
+        &self,
+        addr: SocketAddr,
+        name: &'static str,
+        command: &redis::Cmd,
+    ) -> Result<T, AdminError> {
+        let mut connection = self.connection(addr).await?;
+        let answer = command.query_async(&mut connection).await;
+        if answer.is_err() {
+            self.connections().remove(&addr);
+        }
+        answer.map_err(|source| AdminError::Command { addr, command: name, source })
+    }
+
+    async fn connection(&self, addr: SocketAddr) -> Result<MultiplexedConnection, AdminError> {
+        if let Some(connection) = self.connections().get(&addr) {
+            return Ok(connection.clone());
+        }
+        let connection = self.connect(addr).await.map_err(|source| AdminError::Connect { addr, source })?;
+        let mut connections = self.connections();
+        if connections.len() >= self.options.connections_max && !connections.contains_key(&addr) {
+            // Any other makes room; one in use lives on in its user's clone.
+            connections.pop_first();
+        }
+        Ok(connections.entry(addr).or_insert(connection).clone())
+    }
+
+    async fn connect(&self, addr: SocketAddr) -> Result<MultiplexedConnection, redis::RedisError> {
+        let mut settings = RedisConnectionInfo::default().set_skip_set_lib_name();
+        if let Some(password) = &self.options.password {
+            settings = settings.set_password(password);
+        }
+        let to = ConnectionAddr::Tcp(addr.ip().to_string(), addr.port());
+        let client = Client::open(to.into_connection_info()?.set_redis_settings(settings))?;
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(CONNECT_TIMEOUT))
+            .set_response_timeout(Some(RESPONSE_TIMEOUT));
+        client.get_multiplexed_async_connection_with_config(&config).await
+    }
+
+    fn connections(&self) -> std::sync::MutexGuard<'_, BTreeMap<SocketAddr, MultiplexedConnection>> {
+        // Never held across an await or a panic that could leave the map half changed.
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The view of an instance that does not answer.
+fn silent(target: Target, problem: String) -> InstanceView {
+    InstanceView {
+        host: target.host,
+        addr: target.addr,
+        node_id: target.node_id,
+        up: false,
+        primary: false,
+        primary_id: None,
+        slots: Vec::new(),
+        keys: 0,
+        state_ok: false,
+        known_nodes: 0,
+        slots_assigned: 0,
+        view_digest: 0,
+        open_slots: Vec::new(),
+        problem: Some(problem),
+    }
+}
+
+/// An error with its causes, in one line.
+fn words(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

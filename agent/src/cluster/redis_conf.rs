@@ -1,0 +1,302 @@
+//! `redis.conf` of one instance: redmesh's defaults, overridden by the user's
+//! directives, except for those by which redmesh finds and places its servers.
+//!
+//! Pure text. Every value is quoted as Redis reads it (`sdssplitargs`), so that no
+//! directive can smuggle in another one.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// `tcp-backlog`: the burst when all peers connect at once.
+pub const TCP_BACKLOG: u32 = 4096;
+
+/// Connections of clients, load threads, replicas and people that an instance must
+/// have room for besides its bus links.
+pub const CLIENTS_BESIDES_BUS: u32 = 4096;
+
+/// Directives and their values that a user may give; a bound on the file.
+pub const DIRECTIVES_MAX: usize = 1000;
+
+/// Bytes of one value.
+pub const VALUE_BYTES_MAX: usize = 4096;
+
+/// `maxclients` that an instance of a cluster of `instances` needs: Redis counts its
+/// bus links as clients, two for each peer.
+pub fn clients_needed(instances: usize) -> u32 {
+    let links = u32::try_from(instances.saturating_sub(1)).unwrap_or(u32::MAX).saturating_mul(2);
+    links.saturating_add(CLIENTS_BESIDES_BUS)
+}
+
+/// What goes into one instance's `redis.conf`.
+#[derive(Debug, Clone)]
+pub struct RedisConf {
+    /// Address that it binds and announces.
+    pub addr: SocketAddr,
+    /// `cluster-node-timeout`, milliseconds.
+    pub node_timeout_ms: u32,
+    /// `maxclients`; see [`clients_needed`].
+    pub clients_needed: u32,
+    /// The instance's own directory.
+    pub dir: PathBuf,
+    /// The host's `net.core.somaxconn`, where known: a larger backlog is cut to it,
+    /// and the file says so.
+    pub somaxconn: Option<u32>,
+    /// The user's directives, each with all its values (one line a value; several
+    /// words in a value are several arguments). They replace a default of that name.
+    pub directives: Vec<(String, Vec<String>)>,
+}
+
+/// A directive that can't be written.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DirectiveError {
+    /// One that redmesh owns.
+    #[error("redis.directives: {name:?} can't be set here, {reason}")]
+    Owned {
+        /// Its name.
+        name: String,
+        /// Why, and what to set instead.
+        reason: &'static str,
+    },
+    /// Not a directive's name.
+    #[error("redis.directives: {name:?} is not a directive's name (letters, digits and dashes)")]
+    Name {
+        /// What was given.
+        name: String,
+    },
+    /// The same name twice.
+    #[error("redis.directives: {name:?} is given twice; give its values as an array")]
+    Twice {
+        /// Its name.
+        name: String,
+    },
+    /// A control character, or too long.
+    #[error("redis.directives: the value of {name:?} {problem}")]
+    Value {
+        /// The directive.
+        name: String,
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// Unbalanced quotes.
+    #[error("redis.directives: the value {value:?} of {name:?} has unbalanced quotes")]
+    Quotes {
+        /// The directive.
+        name: String,
+        /// The value.
+        value: String,
+    },
+    /// Too many.
+    #[error("redis.directives has {got} lines, more than {DIRECTIVES_MAX}")]
+    TooMany {
+        /// How many.
+        got: usize,
+    },
+    /// A directory that can't be named in a file of lines.
+    #[error("the data directory {dir:?} is not plain text; set redis.data_dir to one that is")]
+    Dir {
+        /// The directory.
+        dir: PathBuf,
+    },
+}
+
+/// Directives that are redmesh's own, with the reason.
+const OWNED: &[(&str, &str)] = &[
+    ("port", "ports follow from redis.base_port"),
+    ("bind", "set redis.bind instead"),
+    ("dir", "each instance has its own directory under redis.data_dir"),
+    ("logfile", "the agent reads redis.log to say why a server ended"),
+    ("pidfile", "the agent finds its servers by directory, not by file"),
+    ("daemonize", "the agent must stay the servers' parent"),
+    ("supervised", "the agent supervises the servers itself"),
+    ("include", "an included file could override what the agent relies on"),
+    ("cluster-enabled", "redmesh runs Redis Cluster only"),
+    ("cluster-config-file", "the agent seeds nodes.conf"),
+    ("cluster-node-timeout", "ask for it at cluster create: it must be the same everywhere"),
+    ("cluster-port", "the bus port is always the data port + 10000"),
+    ("cluster-announce-ip", "it is always the bound address"),
+    ("cluster-announce-port", "it is always the data port"),
+    ("cluster-announce-bus-port", "it is always the data port + 10000"),
+    ("cluster-announce-tls-port", "instances speak plain TCP within the mesh"),
+    ("tls-port", "instances speak plain TCP within the mesh"),
+    ("tls-cluster", "instances speak plain TCP within the mesh"),
+    ("bind-source-addr", "with it the bus links of a large cluster exhaust the ephemeral ports"),
+    ("replicaof", "roles follow from the cluster's plan"),
+    ("slaveof", "roles follow from the cluster's plan"),
+    ("replica-announce-ip", "it is always the bound address"),
+    ("replica-announce-port", "it is always the data port"),
+    ("slave-announce-ip", "it is always the bound address"),
+    ("slave-announce-port", "it is always the data port"),
+    ("databases", "a cluster has one database"),
+];
+
+/// Checks the user's directives without rendering anything: what a configuration's
+/// loader calls, so that a bad one is refused before any instance is planned.
+pub fn check_directives(directives: &[(String, Vec<String>)]) -> Result<(), DirectiveError> {
+    let lines = directives.iter().map(|(_, values)| values.len()).sum();
+    if lines > DIRECTIVES_MAX {
+        return Err(DirectiveError::TooMany { got: lines });
+    }
+    let mut seen = BTreeSet::new();
+    for (name, values) in directives {
+        let shown = || name.chars().take(80).collect::<String>();
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
+        if name.is_empty() || name.len() > 80 || !name.bytes().all(plain) {
+            return Err(DirectiveError::Name { name: shown() });
+        }
+        let lower = name.to_ascii_lowercase();
+        if let Some((_, reason)) = OWNED.iter().find(|(owned, _)| *owned == lower) {
+            return Err(DirectiveError::Owned { name: shown(), reason });
+        }
+        if !seen.insert(lower) {
+            return Err(DirectiveError::Twice { name: shown() });
+        }
+        for value in values {
+            if value.len() > VALUE_BYTES_MAX {
+                return Err(DirectiveError::Value { name: shown(), problem: "is longer than 4096 bytes" });
+            }
+            split_words(name, value)?;
+        }
+    }
+    Ok(())
+}
+
+/// The password that these directives make clients give (`requirepass`), unquoted.
+pub fn password(directives: &[(String, Vec<String>)]) -> Option<String> {
+    let (name, values) = directives.iter().find(|(name, _)| name.eq_ignore_ascii_case("requirepass"))?;
+    split_words(name, values.last()?).ok()?.into_iter().next().filter(|word| !word.is_empty())
+}
+
+impl RedisConf {
+    /// The complete file.
+    pub fn render(&self) -> Result<String, DirectiveError> {
+        check_directives(&self.directives)?;
+        let dir = self.dir.to_str().filter(|dir| !dir.chars().any(char::is_control));
+        let dir = dir.ok_or_else(|| DirectiveError::Dir { dir: self.dir.clone() })?;
+        let ip = self.addr.ip().to_string();
+        let backlog = self.somaxconn.map_or(TCP_BACKLOG, |max| max.min(TCP_BACKLOG));
+
+        let mut text = String::from("# Written by redmesh-agent before each start; edits are lost.\n");
+        if backlog < TCP_BACKLOG {
+            let _ = writeln!(
+                text,
+                "# tcp-backlog is cut to net.core.somaxconn; {TCP_BACKLOG} suits large clusters better."
+            );
+        }
+        for (name, value) in [
+            ("port", self.addr.port().to_string()),
+            ("bind", ip.clone()),
+            ("cluster-announce-ip", ip),
+            ("cluster-enabled", "yes".into()),
+            ("cluster-config-file", "nodes.conf".into()),
+            ("cluster-node-timeout", self.node_timeout_ms.to_string()),
+            ("daemonize", "no".into()),
+            ("supervised", "no".into()),
+            ("dir", dir.into()),
+            ("logfile", "redis.log".into()),
+        ] {
+            push_line(&mut text, name, &[value]);
+        }
+        for (name, value) in [
+            ("appendonly", "no".to_owned()),
+            ("save", String::new()),
+            ("protected-mode", "no".into()),
+            ("tcp-backlog", backlog.to_string()),
+            ("maxclients", self.clients_needed.to_string()),
+        ] {
+            if !self.directives.iter().any(|(user, _)| user.eq_ignore_ascii_case(name)) {
+                push_line(&mut text, name, &[value]);
+            }
+        }
+        for (name, values) in &self.directives {
+            for value in values {
+                push_line(&mut text, &name.to_ascii_lowercase(), &split_words(name, value)?);
+            }
+        }
+        // Without it replicas could not log in at primaries of the same mesh.
+        let masterauth = |(name, _): &(String, _)| name.eq_ignore_ascii_case("masterauth");
+        if let Some(password) = password(&self.directives)
+            && !self.directives.iter().any(masterauth)
+        {
+            push_line(&mut text, "masterauth", &[password]);
+        }
+        Ok(text)
+    }
+}
+
+fn push_line(text: &mut String, name: &str, words: &[String]) {
+    text.push_str(name);
+    for word in words {
+        text.push(' ');
+        push_word(text, word);
+    }
+    text.push('\n');
+}
+
+/// One argument, quoted where it has to be.
+fn push_word(text: &mut String, word: &str) {
+    let bare = |b: u8| b.is_ascii_alphanumeric() || b"._:/@%+,=*-~^|<>&!$()[]{};?".contains(&b);
+    if !word.is_empty() && word.bytes().all(bare) {
+        return text.push_str(word);
+    }
+    text.push('"');
+    for c in word.chars() {
+        if matches!(c, '"' | '\\') {
+            text.push('\\');
+        }
+        text.push(c);
+    }
+    text.push('"');
+}
+
+/// A value's words: separated by spaces, kept together by single or double quotes,
+/// with a backslash before a quote or a backslash inside double quotes. An empty value
+/// is one empty word, as in `save ""`.
+fn split_words(name: &str, value: &str) -> Result<Vec<String>, DirectiveError> {
+    let unbalanced = || DirectiveError::Quotes {
+        name: name.chars().take(80).collect(),
+        value: value.chars().take(80).collect(),
+    };
+    if value.chars().any(|c| c.is_control() && c != '\t') {
+        let name = name.chars().take(80).collect();
+        return Err(DirectiveError::Value { name, problem: "has a line break or another control character" });
+    }
+    let mut words = Vec::new();
+    let mut chars = value.chars().peekable();
+    loop {
+        while chars.next_if(|c| matches!(c, ' ' | '\t')).is_some() {}
+        let Some(&first) = chars.peek() else { break };
+        let mut word = String::new();
+        if matches!(first, '"' | '\'') {
+            chars.next();
+            loop {
+                match chars.next().ok_or_else(unbalanced)? {
+                    c if c == first => break,
+                    '\\' if chars.peek().is_some_and(|&c| c == first || (c == '\\' && first == '"')) => {
+                        word.extend(chars.next());
+                    }
+                    c => word.push(c),
+                }
+            }
+            if chars.peek().is_some_and(|c| !matches!(c, ' ' | '\t')) {
+                return Err(unbalanced());
+            }
+        } else {
+            while let Some(c) = chars.next_if(|c| !matches!(c, ' ' | '\t')) {
+                if matches!(c, '"' | '\'') {
+                    return Err(unbalanced());
+                }
+                word.push(c);
+            }
+        }
+        words.push(word);
+    }
+    if words.is_empty() {
+        words.push(String::new());
+    }
+    Ok(words)
+}
+
+#[cfg(test)]
+mod tests;
