@@ -92,7 +92,6 @@ async fn build(config: Config) -> Result<Running> {
         host_secret: *host.secret(),
         local: LocalPeer {
             id: host.id(),
-            name: name.clone(),
             boot_id: host.generation(),
             mesh_name: config.mesh.name.clone(),
         },

@@ -150,6 +150,15 @@ impl AdminPool {
         ClusterInfo::parse(&text).map_err(|source| AdminError::Answer { addr, source })
     }
 
+    /// [`AdminPool::cluster_info`] of many, [`ASKED_AT_ONCE_MAX`] at a time.
+    pub async fn cluster_info_all(
+        &self,
+        addrs: Vec<SocketAddr>,
+    ) -> Vec<(SocketAddr, Result<ClusterInfo, AdminError>)> {
+        let asked = addrs.into_iter().map(|addr| async move { (addr, self.cluster_info(addr).await) });
+        stream::iter(asked).buffered(ASKED_AT_ONCE_MAX).collect().await
+    }
+
     /// The instance's whole view: some 100 KB of a cluster of 1000.
     pub async fn topology(&self, addr: SocketAddr) -> Result<Topology, AdminError> {
         let text: String = self.ask(addr, "CLUSTER NODES", redis::cmd("CLUSTER").arg("NODES")).await?;
@@ -165,6 +174,12 @@ impl AdminPool {
     pub async fn info(&self, addr: SocketAddr) -> Result<InfoMap, AdminError> {
         let text: String = self.ask(addr, "INFO everything", redis::cmd("INFO").arg("everything")).await?;
         Ok(InfoMap::parse(&text))
+    }
+
+    /// [`AdminPool::info`] of many, [`ASKED_AT_ONCE_MAX`] at a time.
+    pub async fn info_all(&self, addrs: Vec<SocketAddr>) -> Vec<(SocketAddr, Result<InfoMap, AdminError>)> {
+        let asked = addrs.into_iter().map(|addr| async move { (addr, self.info(addr).await) });
+        stream::iter(asked).buffered(ASKED_AT_ONCE_MAX).collect().await
     }
 
     /// Makes the instance shake hands with another; harmless where they know each other.

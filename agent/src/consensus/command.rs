@@ -22,6 +22,8 @@ pub enum Command {
         plan: PlanId,
         /// The stage reached.
         to: PlanStage,
+        /// The coordinator's clock, Unix milliseconds.
+        at_unix_ms: u64,
     },
     /// Begins a run.
     StartRun(Box<Run>),

@@ -47,8 +47,14 @@ fn change(level: &mut Level, command: &Command) -> Applied {
             Some(known) => rejected(format!("the mesh is {known} already, not {mesh}")),
         },
         Command::CreatePlan(plan) => create_plan(level, plan),
-        Command::AdvancePlan { plan, to } => match level.plan.as_mut() {
-            Some(known) if known.id == *plan => advance(&mut known.stage, *to),
+        Command::AdvancePlan { plan, to, at_unix_ms } => match level.plan.as_mut() {
+            Some(known) if known.id == *plan => {
+                let applied = advance(&mut known.stage, *to);
+                if applied == Applied::Done && *to == PlanStage::Formed {
+                    known.formed_unix_ms = Some(*at_unix_ms);
+                }
+                applied
+            }
             Some(known) => rejected(format!("plan {plan} is not the mesh's plan, which is {}", known.id)),
             None => rejected(format!("plan {plan} is unknown, there is no plan yet")),
         },

@@ -50,7 +50,7 @@ impl Handler for Server {
                 codec::encode(&self.answer(peer, request).await)
             }
             Channel::Raft => self.consensus.handle(payload).await,
-            Channel::Gossip => Err(CodecError::Channel { got: Channel::Gossip as u8 }),
+            Channel::Gossip | Channel::Hello => Err(CodecError::Channel { got: channel as u8 }),
         }
     }
 }

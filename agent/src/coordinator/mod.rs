@@ -36,7 +36,6 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 const VOTERS_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The coordinator's task on one host.
-#[derive(Debug)]
 pub struct Coordinator {
     census: Census,
     consensus: Consensus,
@@ -68,6 +67,12 @@ impl LastAlive {
             Some(&(false, since)) => now.duration_since(since),
             _ => Duration::ZERO,
         }
+    }
+}
+
+impl std::fmt::Debug for Coordinator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Coordinator").field("host", &self.census.host).finish_non_exhaustive()
     }
 }
 

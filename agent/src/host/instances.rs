@@ -187,7 +187,7 @@ pub async fn publish(host: HostId, mut sources: Sources, mesh: Mesh, cancel: Can
         for problem in refused.into_iter().chain(sources.shares.problem()) {
             observed.add_problem(problem);
         }
-        if let Err(error) = mesh.publish(facts::OBSERVED, &observed).await {
+        if let Err(error) = mesh.publish(facts::OBSERVED, &observed) {
             warn!(error = %crate::error_chain(&error), "can't publish what this host observes");
         }
         tokio::select! {

@@ -96,7 +96,7 @@ pub async fn publish_lead(census: Census, mesh: Mesh, cancel: CancellationToken)
                 stamp: level.stamp,
             }
         };
-        if let Err(error) = mesh.publish(facts::LEAD, &lead).await {
+        if let Err(error) = mesh.publish(facts::LEAD, &lead) {
             warn!(error = %error_chain(&error), "can't publish leadership");
         }
         tokio::select! {

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use hdrhistogram::Histogram;
 use redmesh_api::ids::{HostId, RunId};
 use redmesh_api::level::{ClusterPlan, Level, PlannedRole};
 use redmesh_api::run::{Counts, Run, RunStage, RunUntil, Share, Tally};
@@ -96,7 +97,7 @@ impl Shares {
     /// Exact account of this host's share of `run`; empty if it has none.
     pub fn report(&self, run: RunId) -> ShareReport {
         let Some(share) = self.get(run) else { return self.report_from_ledgers(run) };
-        let histogram = share.live.as_ref().map(|(_, handle)| recorder::encode(&handle.histogram()));
+        let histogram = share.live.as_ref().map(|(_, handle)| encoded(&handle.histogram()));
         ShareReport {
             tallies: share.counts().tallies(self.settings.host).collect(),
             histogram: histogram.unwrap_or_default(),
@@ -116,7 +117,7 @@ impl Shares {
         if tokio::time::timeout(patience, closed).await.is_err() {
             warn!("load threads have not drained in time; their account is recovered at the next start");
         }
-        self.publish(mesh).await;
+        self.publish(mesh);
     }
 
     /// Why this host's share of a run could not be started, or what it met with.
@@ -248,10 +249,10 @@ impl Shares {
     }
 
     /// Publishes the counts of all shares that the mesh still waits for.
-    async fn publish(&self, mesh: &Mesh) {
+    fn publish(&self, mesh: &Mesh) {
         let counts: Vec<_> = self.lock().iter().map(|(&run, share)| (run, share.counts())).collect();
         for (run, counts) in counts {
-            if let Err(error) = mesh.publish(&facts::run_key(run), &counts).await {
+            if let Err(error) = mesh.publish(&facts::run_key(run), &counts) {
                 warn!(%run, error = %crate::error_chain(&error), "can't publish write counts");
             }
         }
@@ -259,11 +260,9 @@ impl Shares {
 
     /// Removes the ledgers of runs that the mesh has forgotten, and withdraws the counts
     /// of runs that are closed.
-    async fn tidy(&self, level: &Level, mesh: &Mesh) {
+    fn tidy(&self, level: &Level, mesh: &Mesh) {
         for run in level.runs.iter().filter(|run| run.stage == RunStage::Done) {
-            if let Err(error) = mesh.unpublish(&facts::run_key(run.id)).await {
-                warn!(run = %run.id, error = %crate::error_chain(&error), "can't withdraw write counts");
-            }
+            mesh.unpublish(&facts::run_key(run.id));
         }
         let Ok(dirs) = std::fs::read_dir(self.settings.state_dir.join("runs")) else { return };
         for dir in dirs.flatten() {
@@ -273,6 +272,14 @@ impl Shares {
             }
         }
     }
+}
+
+/// For the wire; empty if it can't be, which the log explains.
+fn encoded(histogram: &Histogram<u64>) -> Vec<u8> {
+    stats::encode(histogram).unwrap_or_else(|error| {
+        warn!(error = %crate::error_chain(&error), "can't encode latencies");
+        Vec::new()
+    })
 }
 
 fn remove_forgotten(dir: &Path) {
@@ -371,15 +378,15 @@ pub async fn drive(
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            _ = ticks.tick() => shares.publish(&mesh).await,
+            _ = ticks.tick() => shares.publish(&mesh),
             changed = levels.changed() => {
                 if changed.is_err() {
                     return;
                 }
                 let level = levels.borrow_and_update().clone();
                 shares.reconcile(&level, &admin);
-                shares.tidy(&level, &mesh).await;
-                shares.publish(&mesh).await;
+                shares.tidy(&level, &mesh);
+                shares.publish(&mesh);
             }
             () = cancel.cancelled() => return,
         }

@@ -131,7 +131,7 @@ impl AgentGauges {
             self.instances_up.set(f64::from(me.observed.up));
             self.instances_agreed.set(f64::from(me.observed.agreed));
         }
-        self.instance_restarts.set(statuses.iter().map(|status| f64::from(status.restarts)).sum());
+        self.instance_restarts.set(statuses.iter().map(|status| f64::from(status.restarts)).sum::<f64>());
 
         let run = level.runs.last();
         self.run_active.set(flag(run.is_some_and(|run| run.stage != RunStage::Done)));

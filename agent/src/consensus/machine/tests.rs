@@ -34,6 +34,7 @@ fn plan(id: u128) -> ClusterPlan {
             role: PlannedRole::Primary { slots: SlotRange { first: 0, last: 16383 }, config_epoch: 1 },
         }],
         created_unix_ms: 1,
+        formed_unix_ms: None,
     }
 }
 
@@ -81,7 +82,7 @@ impl Machine {
     fn formed() -> Self {
         let mut machine = Self::default();
         machine.done(Command::CreatePlan(Box::new(plan(1))));
-        machine.done(Command::AdvancePlan { plan: plan(1).id, to: PlanStage::Formed });
+        machine.done(Command::AdvancePlan { plan: plan(1).id, to: PlanStage::Formed, at_unix_ms: 2 });
         machine
     }
 
@@ -126,14 +127,14 @@ fn the_first_found_wins() {
 #[test]
 fn there_is_one_plan_and_it_only_advances() {
     let mut machine = Machine::default();
-    machine.rejected(Command::AdvancePlan { plan: plan(1).id, to: PlanStage::Release }, "no plan yet");
+    machine.rejected(Command::AdvancePlan { plan: plan(1).id, to: PlanStage::Release, at_unix_ms: 2 }, "no plan yet");
     machine.done(Command::CreatePlan(Box::new(plan(1))));
-    machine.done(Command::AdvancePlan { plan: plan(1).id, to: PlanStage::Release });
+    machine.done(Command::AdvancePlan { plan: plan(1).id, to: PlanStage::Release, at_unix_ms: 2 });
     machine.unchanged(Command::CreatePlan(Box::new(plan(1))));
-    machine.unchanged(Command::AdvancePlan { plan: plan(1).id, to: PlanStage::Release });
-    machine.rejected(Command::AdvancePlan { plan: plan(1).id, to: PlanStage::Prepare }, "only advance");
+    machine.unchanged(Command::AdvancePlan { plan: plan(1).id, to: PlanStage::Release, at_unix_ms: 2 });
+    machine.rejected(Command::AdvancePlan { plan: plan(1).id, to: PlanStage::Prepare, at_unix_ms: 2 }, "only advance");
     machine.rejected(Command::CreatePlan(Box::new(plan(2))), "a plan already");
-    machine.rejected(Command::AdvancePlan { plan: plan(2).id, to: PlanStage::Formed }, "not the mesh's plan");
+    machine.rejected(Command::AdvancePlan { plan: plan(2).id, to: PlanStage::Formed, at_unix_ms: 2 }, "not the mesh's plan");
 }
 
 #[test]
@@ -212,7 +213,7 @@ fn any_command() -> impl Strategy<Value = Command> {
     prop_oneof![
         id.clone().prop_map(|id| Command::Found { mesh: MeshId(Uuid::from_u128(id)) }),
         id.clone().prop_map(|id| Command::CreatePlan(Box::new(plan(id)))),
-        (id.clone(), plan_stage).prop_map(|(id, to)| Command::AdvancePlan { plan: plan(id).id, to }),
+        (id.clone(), plan_stage).prop_map(|(id, to)| Command::AdvancePlan { plan: plan(id).id, to, at_unix_ms: 2 }),
         id.clone().prop_map(|id| Command::StartRun(Box::new(run(id)))),
         (id.clone(), run_stage).prop_map(|(id, to)| Command::AdvanceRun { run: run(id).id, to }),
         (id, 0usize..2).prop_map(|(id, samples)| Command::CloseRun {
