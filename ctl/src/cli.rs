@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::cluster::ClusterCommand;
 use crate::demo::DemoArgs;
 use crate::output::Format;
-use crate::pki::PkiArgs;
+use crate::pki::PkiCommand;
 use crate::run::RunCommand;
 use crate::{exit, units};
 
@@ -19,6 +19,13 @@ Examples:
   redmeshctl cluster create --instances-per-host 100
   redmeshctl run start --workers 2000 --writes 1000000000
   redmeshctl --agent 10.0.0.7:7379 run watch";
+
+const PKI_EXAMPLES: &str = "\
+Examples:
+  redmeshctl pki init --dir pki --mesh prod
+  redmeshctl pki issue --dir pki --host db-1 --ip 10.0.0.1
+  redmeshctl pki issue --dir pki --operator alice --out ~/.config/redmesh
+  redmeshctl pki show pki/db-1";
 
 /// Drives a redmesh: a Redis Cluster over many hosts, formed and loaded by their agents.
 #[derive(Debug, Parser)]
@@ -54,7 +61,8 @@ pub struct Globals {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Make a mesh's certificate authority and issue certificates
-    Pki(PkiArgs),
+    #[command(subcommand, after_help = PKI_EXAMPLES)]
+    Pki(PkiCommand),
     /// Show the hosts of the mesh
     #[command(after_help = "Examples:\n  redmeshctl members\n  redmeshctl --agent 10.0.0.7 members -o json")]
     Members,

@@ -56,10 +56,29 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
     let output = Output::new(globals.output);
     let session = || Session::new(&globals.agent, globals.identity.as_deref(), globals.timeout);
     match command {
-        Command::Pki(args) => args.run().map(|()| Exit::Ok),
-        Command::Members => members::run(&mut session()?, &output).await,
-        Command::Cluster(command) => cluster::run(command, &mut session()?, &output).await,
-        Command::Run(command) => run::run(command, &mut session()?, &output).await,
+        Command::Pki(command) => {
+            let said = pki::run(&command)?;
+            output.answer(&serde_json::json!({ "message": said }), || format!("{}\n", said.trim_end()))?;
+            Ok(Exit::Ok)
+        }
+        Command::Members => {
+            let mut session = session()?;
+            let exit = members::run(&mut session, &output).await;
+            session.close().await;
+            exit
+        }
+        Command::Cluster(command) => {
+            let mut session = session()?;
+            let exit = cluster::run(command, &mut session, &output).await;
+            session.close().await;
+            exit
+        }
+        Command::Run(command) => {
+            let mut session = session()?;
+            let exit = run::run(command, &mut session, &output).await;
+            session.close().await;
+            exit
+        }
         Command::Demo(args) => demo::run(args, globals.timeout, &output).await,
     }
 }

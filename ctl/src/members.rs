@@ -25,7 +25,7 @@ pub fn name_of(members: &[Member], host: redmesh_api::ids::HostId) -> String {
 /// A table as all commands print it: no borders, so that `awk` and eyes find columns.
 pub fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_header(header);
+    table.load_style(presets::NOTHING).set_header(header);
     table
 }
 
@@ -120,7 +120,10 @@ mod tests {
         let text = render(&view);
         let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
         assert_eq!(lines[0], ["HOST", "ID", "ADDRESS", "STATE", "ROLE", "INSTANCES", "VERSION"]);
-        assert_eq!(lines[1], ["host-1", "00000001", "127.0.0.1:7379", "alive", "coordinator", "2/3", "0.1.0"]);
+        assert_eq!(
+            lines[1],
+            ["host-1", "00000001", "127.0.0.1:7379", "alive", "coordinator", "2/3", "0.1.0"]
+        );
         assert_eq!(lines[2], ["host-2", "00000002", "127.0.0.1:7379", "dead", "-", "2/3", "0.1.0"]);
         assert!(text.ends_with(
             "mesh \"demo\": 1 of 2 hosts alive, coordinator host-1\nhost-2: port 6379 is taken\n"

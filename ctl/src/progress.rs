@@ -33,11 +33,6 @@ impl Progress {
         Self { name, bar, said: String::new(), said_at: None }
     }
 
-    /// Whether there is a terminal to redraw on.
-    pub fn is_live(&self) -> bool {
-        self.bar.is_some()
-    }
-
     /// `done` of `total`, and how that is to be put.
     pub fn update(&mut self, done: u64, total: u64, text: &str) {
         if let Some(bar) = &self.bar {
@@ -51,14 +46,6 @@ impl Progress {
             note(&format!("{}: {text}", self.name));
             text.clone_into(&mut self.said);
             self.said_at = Some(Instant::now());
-        }
-    }
-
-    /// A line that stays.
-    pub fn note(&self, line: &str) {
-        match &self.bar {
-            Some(bar) => bar.suspend(|| note(line)),
-            None => note(line),
         }
     }
 

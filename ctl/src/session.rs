@@ -29,19 +29,15 @@ const NO_COORDINATOR_PAUSE: Duration = Duration::from_millis(250);
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
     /// It could not be asked, or did not answer.
-    #[error("agent {agent}")]
-    Unreachable {
-        /// Whom.
-        agent: SocketAddr,
-        /// Why.
-        #[source]
-        source: ClientError,
-    },
+    #[error(transparent)]
+    Client(ClientError),
     /// It answered that it won't.
     #[error("{0}")]
     Refused(Refusal),
     /// It answered something else.
-    #[error("agent {agent} gave an answer of another kind to {asked}: run the same redmesh version on both sides")]
+    #[error(
+        "agent {agent} gave an answer of another kind to {asked}: run the same redmesh version on both sides"
+    )]
     Unexpected {
         /// Who.
         agent: SocketAddr,
@@ -54,9 +50,11 @@ impl SessionError {
     /// The exit code that it stands for.
     pub fn exit(&self) -> Exit {
         match self {
-            Self::Unreachable { .. } => Exit::Unreachable,
+            Self::Client(
+                ClientError::Unreachable { .. } | ClientError::Timeout { .. } | ClientError::Lost { .. },
+            ) => Exit::Unreachable,
             Self::Refused(refusal) if refusal.kind == RefusalKind::NoCoordinator => Exit::Unreachable,
-            Self::Refused(_) | Self::Unexpected { .. } => Exit::Failed,
+            Self::Client(_) | Self::Refused(_) | Self::Unexpected { .. } => Exit::Failed,
         }
     }
 
@@ -94,30 +92,41 @@ impl Session {
         self.agent
     }
 
-    async fn request(&mut self, request: &ControlRequest) -> Result<ControlReply, SessionError> {
-        let agent = self.agent;
-        let unreachable = |source| SessionError::Unreachable { agent, source };
-        if self.client.is_none() {
-            let client = Client::connect(agent, &self.identity, self.timeout).await;
-            self.client = Some(client.map_err(unreachable)?);
+    /// Says goodbye.
+    pub async fn close(self) {
+        if let Some(client) = self.client {
+            client.close().await;
         }
-        let client = self.client.as_mut().expect("connected above");
+    }
+
+    async fn request(&mut self, request: &ControlRequest) -> Result<ControlReply, SessionError> {
+        let client = match self.client.take() {
+            Some(client) => client,
+            None => Client::connect(self.agent, &self.identity, self.timeout)
+                .await
+                .map_err(SessionError::Client)?,
+        };
         match client.request(request).await {
             Ok(ControlReply::Refused(refusal)) | Err(ClientError::Refused(refusal)) => {
+                self.client = Some(client);
                 Err(SessionError::Refused(refusal))
             }
-            Ok(reply) => Ok(reply),
-            Err(error) => {
-                self.client = None;
-                Err(unreachable(error))
+            Ok(reply) => {
+                self.client = Some(client);
+                Ok(reply)
             }
+            // The next request dials anew.
+            Err(error) => Err(SessionError::Client(error)),
         }
     }
 
     /// As [`Self::request`], and again while the mesh has no coordinator, until the
     /// timeout. A request refused for want of a coordinator was not carried out, so
     /// putting it again can't do it twice.
-    async fn request_of_coordinator(&mut self, request: &ControlRequest) -> Result<ControlReply, SessionError> {
+    async fn request_of_coordinator(
+        &mut self,
+        request: &ControlRequest,
+    ) -> Result<ControlReply, SessionError> {
         let until = Instant::now() + self.timeout;
         loop {
             match self.request(request).await {
@@ -240,8 +249,11 @@ fn resolve(agent: &str) -> anyhow::Result<SocketAddr> {
 
 /// Where an operator's identity is looked for without `--identity`.
 fn default_identity_dir(home: Option<PathBuf>) -> anyhow::Result<PathBuf> {
-    let places: Vec<PathBuf> =
-        home.map(|home| home.join(".config/redmesh")).into_iter().chain(["/etc/redmesh/operator".into()]).collect();
+    let places: Vec<PathBuf> = home
+        .map(|home| home.join(".config/redmesh"))
+        .into_iter()
+        .chain(["/etc/redmesh/operator".into()])
+        .collect();
     if let Some(dir) = places.iter().find(|dir| dir.join("cert.pem").exists()) {
         return Ok(dir.clone());
     }

@@ -168,7 +168,8 @@ impl Forming {
         let sum = |of: fn(&HostProgress) -> u32| hosts.iter().map(|host| u64::from(of(host))).sum::<u64>();
         let (planned, ready, agreed) = (sum(|h| h.planned), sum(|h| h.ready), sum(|h| h.agreed));
         let hosts_ready = hosts.iter().filter(|host| host.planned == host.ready).count();
-        let mut text = format!("{hosts_ready}/{} hosts ready, {ready}/{planned} servers listening", hosts.len());
+        let mut text =
+            format!("{hosts_ready}/{} hosts ready, {ready}/{planned} servers listening", hosts.len());
         if stage >= Some(PlanStage::Release) {
             text = format!("{ready}/{planned} servers up, {agreed}/{planned} agreed");
         }
@@ -222,7 +223,8 @@ fn render_plan(plan: &ClusterPlan, fresh: bool) -> String {
     let nodes = plan.instances.len();
     let mut text = String::new();
     if !fresh {
-        let how = if plan.stage == PlanStage::Formed { "is formed already" } else { "is being formed: continuing" };
+        let how =
+            if plan.stage == PlanStage::Formed { "is formed already" } else { "is being formed: continuing" };
         text.push_str(&format!("The same cluster of {nodes} nodes {how}.\n"));
         return text;
     }

@@ -59,7 +59,13 @@ pub struct Agents(Vec<Agent>);
 impl Agents {
     /// Starts one agent per host. Each is the leader of a process group of its own, so
     /// that a Ctrl-C on the terminal reaches ctl alone, which stops them in order.
-    pub fn start(&mut self, plan: &DemoPlan, dir: &DemoDir, binary: &Path, with_parent: bool) -> anyhow::Result<()> {
+    pub fn start(
+        &mut self,
+        plan: &DemoPlan,
+        dir: &DemoDir,
+        binary: &Path,
+        with_parent: bool,
+    ) -> anyhow::Result<()> {
         for at in 0..plan.ips.len() {
             let name = plan.name(at);
             let host_dir = dir.host(&name);

@@ -101,7 +101,10 @@ fn render(
         },
         http: Http { listen: plan.http(at) },
     };
-    Ok(format!("# {name} of a redmeshctl demo. All keys: deploy/agent.example.toml.\n{}", toml::to_string(&config)?))
+    Ok(format!(
+        "# {name} of a redmeshctl demo. All keys: deploy/agent.example.toml.\n{}",
+        toml::to_string(&config)?
+    ))
 }
 
 #[cfg(test)]

@@ -65,7 +65,9 @@ const SECONDS_DEFAULT: u32 = 10;
 
 /// `demo …`
 #[derive(Debug, Args)]
-#[command(args_conflicts_with_subcommands = true, after_help = "\
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "\
 Examples:
   redmeshctl demo
   redmeshctl demo --hosts 6 --per-host 4 --replicas 1 --writes 1M
@@ -73,7 +75,8 @@ Examples:
   redmeshctl demo -o json
 
 Default size: 15 instances per core and at most what a quarter of the available memory
-holds, spread evenly over the hosts: at least 1 and at most 100 per host.")]
+holds, spread evenly over the hosts: at least 1 and at most 100 per host."
+)]
 pub struct DemoArgs {
     #[command(subcommand)]
     command: Option<DemoCommand>,

@@ -33,9 +33,9 @@ pub struct DemoPlan {
 impl DemoPlan {
     /// The plan for `options` on `machine`.
     pub fn of(options: &DemoOptions, machine: Machine) -> Result<Self, UsageError> {
-        let per_host = options.per_host.unwrap_or_else(|| {
-            sizing::per_host(machine, options.hosts, options.replicas, PER_HOST_MAX)
-        });
+        let per_host = options
+            .per_host
+            .unwrap_or_else(|| sizing::per_host(machine, options.hosts, options.replicas, PER_HOST_MAX));
         let why = match options.per_host {
             Some(_) => "--per-host".to_owned(),
             None => format!(
@@ -46,8 +46,7 @@ impl DemoPlan {
         };
         let first = u32::from(options.first_ip);
         let ips: Vec<Ipv4Addr> = (0..u32::from(options.hosts)).map(|at| Ipv4Addr::from(first + at)).collect();
-        let plan =
-            Self { ips, per_host, base_port: options.base_port, mesh_port: options.mesh_port, why };
+        let plan = Self { ips, per_host, base_port: options.base_port, mesh_port: options.mesh_port, why };
         plan.validate(options.replicas)?;
         Ok(plan)
     }

@@ -74,8 +74,10 @@ fn check_one(
 fn holder(protocol: Protocol, addr: SocketAddr) -> Option<String> {
     let inode = inode(protocol, addr)?;
     all_processes().ok()?.filter_map(Result::ok).find_map(|process| {
-        let mut fds = process.fd().ok()?;
-        fds.find(|fd| matches!(fd, Ok(info) if matches!(info.target, FDTarget::Socket(held) if held == inode)))?;
+        let held = process.fd().ok()?.filter_map(Result::ok).any(|fd| fd.target == FDTarget::Socket(inode));
+        if !held {
+            return None;
+        }
         let name = process.stat().map_or_else(|_| "a process".to_owned(), |stat| stat.comm);
         Some(format!("{name} (pid {})", process.pid()))
     })

@@ -122,8 +122,19 @@ run 3f2a9c1d  uuid-counter, "
         assert_eq!(value["coordinator"], "host-2");
         assert_eq!(keys(&value["formation"]), ["form_s", "start_s", "total_s"]);
         for key in [
-            "id", "workers", "issued", "acked", "failed", "unknown", "moved", "retried", "seconds",
-            "writes_per_s", "latency_us", "client_cpu_s", "server_cpu_s",
+            "id",
+            "workers",
+            "issued",
+            "acked",
+            "failed",
+            "unknown",
+            "moved",
+            "retried",
+            "seconds",
+            "writes_per_s",
+            "latency_us",
+            "client_cpu_s",
+            "server_cpu_s",
         ] {
             assert!(value["run"].get(key).is_some(), "{key}");
         }

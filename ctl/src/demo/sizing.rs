@@ -43,9 +43,9 @@ impl Machine {
 
 /// Memory that `instances` empty servers in full mesh take, bytes.
 pub fn memory_of(instances: u64) -> u64 {
-    instances.saturating_mul(SERVER_BYTES).saturating_add(
-        instances.saturating_mul(instances).saturating_mul(PAIR_BYTES),
-    )
+    instances
+        .saturating_mul(SERVER_BYTES)
+        .saturating_add(instances.saturating_mul(instances).saturating_mul(PAIR_BYTES))
 }
 
 /// Instances per host: [`PER_CORE`] for each core, no more in all than a quarter of the

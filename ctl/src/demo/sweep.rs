@@ -47,7 +47,8 @@ const SERVERS: [&str; 6] = [
 ];
 
 /// Executables of a demo.
-pub const ALL: [&str; 7] = [AGENTS[0], SERVERS[0], SERVERS[1], SERVERS[2], SERVERS[3], SERVERS[4], SERVERS[5]];
+pub const ALL: [&str; 7] =
+    [AGENTS[0], SERVERS[0], SERVERS[1], SERVERS[2], SERVERS[3], SERVERS[4], SERVERS[5]];
 
 /// Set by a person who won't wait.
 #[derive(Debug, Clone, Default)]
@@ -140,7 +141,7 @@ pub fn stop_found(dir: &Path, hurry: &Hurry) -> Result<(), SweepError> {
 }
 
 fn stop_children(agents: &mut Agents, hurry: &Hurry) {
-    let mut signal_all = |agents: &mut Agents, signal| {
+    let signal_all = |agents: &mut Agents, signal| {
         for agent in agents.iter_mut() {
             if let Some(pid) = agent.pid() {
                 // An unreaped child keeps its number.
@@ -148,7 +149,7 @@ fn stop_children(agents: &mut Agents, hurry: &Hurry) {
             }
         }
     };
-    let mut gone = |agents: &mut Agents| agents.iter_mut().all(|agent| agent.ended().is_some());
+    let gone = |agents: &mut Agents| agents.iter_mut().all(|agent| agent.ended().is_some());
     signal_all(agents, Signal::TERM);
     signal_all(agents, Signal::CONT);
     if wait(AGENTS_STOP_MAX, hurry, || gone(agents)) {
@@ -232,7 +233,9 @@ mod tests {
 
         assert!(find(&demo, &ALL).unwrap().is_empty(), "a sleep is no server");
         // exec may not have happened yet.
-        assert!(wait(Duration::from_secs(10), &Hurry::default(), || find(&demo, &["sleep"]).unwrap().len() == 1));
+        assert!(
+            wait(Duration::from_secs(10), &Hurry::default(), || find(&demo, &["sleep"]).unwrap().len() == 1)
+        );
         stop_named(&demo, &["sleep"], Duration::from_secs(10), &Hurry::default()).unwrap();
         assert!(find(&demo, &["sleep"]).unwrap().is_empty());
         assert!(held.0.try_wait().unwrap().is_some());

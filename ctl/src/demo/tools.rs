@@ -48,7 +48,9 @@ pub fn server(asked: Option<&Path>) -> anyhow::Result<PathBuf> {
 
 fn in_path(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_absolute() && is_executable(file))
+    std::env::split_paths(&path)
+        .map(|dir| dir.join(name))
+        .find(|file| file.is_absolute() && is_executable(file))
 }
 
 fn is_executable(file: &Path) -> bool {

@@ -22,7 +22,8 @@ fn render(runs: &[RunView]) -> String {
     if runs.is_empty() {
         return "There are no runs yet: `redmeshctl run start` begins one.\n".to_owned();
     }
-    let mut rows = table(&["RUN", "STATE", "WORKERS", "ACKED", "FAILED", "UNKNOWN", "WRITES/S", "TIME", "LEDGER"]);
+    let mut rows =
+        table(&["RUN", "STATE", "WORKERS", "ACKED", "FAILED", "UNKNOWN", "WRITES/S", "TIME", "LEDGER"]);
     for view in runs {
         let report = RunReport::of(view, &Names::default());
         let ledger = match &report.ledger {

@@ -174,7 +174,11 @@ pub fn until(writes: Option<u64>, seconds: Option<u32>) -> Result<RunUntil, Usag
 
 fn parse_prefix(text: &str) -> Result<String, String> {
     let ok = (1..=36).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
-    if ok { Ok(text.to_ascii_lowercase()) } else { Err("a run's id is hex digits, as `run list` shows it".to_owned()) }
+    if ok {
+        Ok(text.to_ascii_lowercase())
+    } else {
+        Err("a run's id is hex digits, as `run list` shows it".to_owned())
+    }
 }
 
 #[cfg(test)]
@@ -193,7 +197,9 @@ mod tests {
 
     #[test]
     fn a_run_is_bounded_by_writes_or_by_seconds() {
-        let RunCommand::Start(args) = parse("redmeshctl run start --writes 1_000_000").unwrap() else { panic!() };
+        let RunCommand::Start(args) = parse("redmeshctl run start --writes 1_000_000").unwrap() else {
+            panic!()
+        };
         assert_eq!(until(args.writes, args.seconds).unwrap(), RunUntil::Writes(1_000_000));
         assert_eq!((args.workers, args.workload.as_str()), (2000, "uuid-counter"));
         assert!(parse("redmeshctl run start").is_err());

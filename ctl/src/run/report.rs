@@ -168,7 +168,8 @@ impl RunReport {
             (RunStage::Running, None) => ("running", None),
             (RunStage::Stopping | RunStage::Done, None) => ("stopping", None),
         };
-        let latency = result.map(|result| result.latency).or(view.latency).filter(|latency| latency.count > 0);
+        let latency =
+            result.map(|result| result.latency).or(view.latency).filter(|latency| latency.count > 0);
         Self {
             run: RunFigures {
                 id: run.id.0.to_string(),
@@ -263,7 +264,12 @@ impl RunReport {
             0 => "-".to_owned(),
             acked => format!("{:.2} µs", cpu_s * 1e6 / acked as f64),
         };
-        write!(to, "cpu         client {} ({} a write)", seconds(run.client_cpu_s), per_write(run.client_cpu_s))?;
+        write!(
+            to,
+            "cpu         client {} ({} a write)",
+            seconds(run.client_cpu_s),
+            per_write(run.client_cpu_s)
+        )?;
         match run.server_cpu_s {
             Some(s) => writeln!(to, ", servers {} ({} a write)", seconds(s), per_write(s))?,
             None => writeln!(to)?,

@@ -56,7 +56,11 @@ pub async fn watch(
             progress.update(done, total, &line(&view, latency, &names));
         }
         if let Some(max) = stall_max.filter(|max| moved.1.elapsed() >= *max) {
-            anyhow::bail!("the run has stood still for {} s at {} writes", max.as_secs(), thousands(moved.0.acked));
+            anyhow::bail!(
+                "the run has stood still for {} s at {} writes",
+                max.as_secs(),
+                thousands(moved.0.acked)
+            );
         }
         tokio::time::sleep(POLL_EVERY).await;
     }

@@ -47,12 +47,8 @@ fn tally(host: u32, writes: u64) -> Tally {
 
 /// A run of two hosts in its midst.
 pub fn running() -> RunView {
-    let share = |host, first_worker| Share {
-        host: HostId(host),
-        workers: 1000,
-        first_worker,
-        writes: Some(500_000),
-    };
+    let share =
+        |host, first_worker| Share { host: HostId(host), workers: 1000, first_worker, writes: Some(500_000) };
     let mut half = tally(1, 1_000);
     half.counts.issued = 2_000;
     RunView {
