@@ -255,7 +255,8 @@ impl Process {
     /// Waits for its end, reaps it if it is a child, and says how it ended.
     pub(super) async fn ended(&self) -> String {
         // The descriptor stays readable once the process has ended.
-        let watch = self.fd.try_clone().and_then(|fd| AsyncFd::register(fd).map_err(io::Error::from));
+        #[expect(deprecated, reason = "its replacement is an unsafe fn; an OwnedFd keeps that one's promise")]
+        let watch = self.fd.try_clone().and_then(AsyncFd::new);
         match watch {
             Ok(watch) => {
                 if let Err(error) = watch.readable().await {

@@ -40,6 +40,7 @@ fn plan(hosts: u16, replicas: u8) -> ClusterPlan {
             .collect(),
         instances,
         created_unix_ms: 0,
+        formed_unix_ms: None,
     }
 }
 
