@@ -154,12 +154,12 @@ fn expired(dir: &Path) {
 #[tokio::test]
 async fn a_wrong_address_is_told_from_a_wrong_certificate() {
     let mesh = Mesh::new();
-    let unused = std::net::UdpSocket::bind((IP, 0)).unwrap().local_addr().unwrap();
+    let unused = std::net::UdpSocket::bind(SocketAddr::from((IP, 0))).unwrap().local_addr().unwrap();
     let error = Client::connect(unused, &mesh.identity("o"), DEADLINE).await.unwrap_err();
     assert!(matches!(error, ClientError::Unreachable { .. }), "{error}");
     assert!(error.to_string().contains("systemctl status redmesh-agent"), "{error}");
     // A socket that never answers.
-    let silent = std::net::UdpSocket::bind((IP, 0)).unwrap();
+    let silent = std::net::UdpSocket::bind(SocketAddr::from((IP, 0))).unwrap();
     let error =
         Client::connect(silent.local_addr().unwrap(), &mesh.identity("o"), Duration::from_millis(200)).await;
     assert!(error.unwrap_err().to_string().contains("no answer within 200 ms"));
