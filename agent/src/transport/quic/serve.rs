@@ -66,7 +66,8 @@ pub async fn accept_all(shared: Arc<Shared>) {
             let _ = incoming.retry();
             continue;
         }
-        let (Ok(pending), Ok(place)) = (pending.clone().try_acquire_owned(), inbound.clone().try_acquire_owned())
+        let (Ok(pending), Ok(place)) =
+            (pending.clone().try_acquire_owned(), inbound.clone().try_acquire_owned())
         else {
             shared.refusals.note(incoming.remote_address(), "too many connections at once");
             incoming.refuse();
@@ -156,11 +157,11 @@ fn judge(
 ) -> Result<Hello, String> {
     let theirs: Hello = codec::decode(payload).map_err(|error| super::chain(&error))?;
     hello::judge(&theirs, certified, &shared.hello())?;
-    let (closing, newer) = shared
-        .lives
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .admit(&theirs, connection.stable_id(), connection.clone())?;
+    let (closing, newer) = shared.lives.lock().unwrap_or_else(PoisonError::into_inner).admit(
+        &theirs,
+        connection.stable_id(),
+        connection.clone(),
+    )?;
     for earlier in closing {
         earlier.close(VarInt::from_u32(CLOSE_DONE), b"a later connection of you has taken its place");
     }
