@@ -221,6 +221,10 @@ async fn serve_connection(shared: Arc<Shared>, inbound: Inbound) {
             () = shared.cancel.cancelled() => break,
         }
     }
+    if let Some(error) = connection.close_reason().filter(tls::is_refusal) {
+        let reason = tls::explain(&error).unwrap_or_else(|| error.to_string());
+        shared.refusals.note(connection.remote_address(), &reason);
+    }
     if let Some(hello) = inbound.hello() {
         leave(&shared, hello.id, connection.stable_id());
     }
@@ -230,7 +234,7 @@ async fn serve_connection(shared: Arc<Shared>, inbound: Inbound) {
                 Some(ended) => log_panic(ended),
                 None => return,
             },
-            () = shared.cancel.cancelled() => return,
+            () = shared.cancel.cancelled() => return serving.shutdown().await,
         }
     }
 }

@@ -554,6 +554,7 @@ async fn hostile_streams_end_alone() {
     until("bad gossip is counted", async || a.quic.stats().gossip_dropped_in == cases.len() as u64).await;
     assert_eq!(raw.exchange(Channel::Peer, b"x").await.unwrap().unwrap(), "a<b/0000013d Peer x");
     raw.endpoint.close(VarInt::from_u32(CLOSE_REFUSED), &[0xff; 100]);
+    until("its refusal is counted", async || a.quic.stats().refused == 1).await;
     until("it is gone", async || a.quic.stats().connections == 0).await;
     close_all(&[&a]).await;
 }
