@@ -101,7 +101,11 @@ impl HostIdentity {
     /// Reads the identity in `state_dir`, or draws one at the first start, and begins a
     /// new generation.
     pub fn open(state_dir: &Path) -> Result<Self, IdentityError> {
-        DirBuilder::new().recursive(true).mode(0o700).create(state_dir).map_err(io_error("create", state_dir))?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(state_dir)
+            .map_err(io_error("create", state_dir))?;
         let lock = lock(state_dir)?;
         let host_path = state_dir.join("host.toml");
         let known = match read(&host_path)? {
@@ -226,7 +230,9 @@ fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), IdentityError> {
     let temporary = path.with_extension("new");
     // What an earlier crash left behind may bear another mode.
     match fs::remove_file(&temporary) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(io_error("remove", &temporary)(error)),
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            return Err(io_error("remove", &temporary)(error));
+        }
         _ => {}
     }
     let written = OpenOptions::new()

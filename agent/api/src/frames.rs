@@ -191,7 +191,24 @@ fn truncated(reason: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::control::{ControlReply, ControlRequest};
+
+    proptest! {
+        #[test]
+        fn hostile_bytes_never_panic(header: [u8; HEADER_BYTES], payload: Vec<u8>) {
+            for direction in [Direction::Request, Direction::Reply] {
+                if let Ok((channel, len)) = codec::parse_header(header, direction) {
+                    prop_assert!(len <= channel.limit(direction));
+                }
+            }
+            let _ = codec::decode::<ControlRequest>(&payload);
+            let _ = codec::decode::<ControlReply>(&payload);
+            let _ = readable(&payload);
+        }
+    }
 
     #[test]
     fn a_long_reason_is_cut_between_characters() {

@@ -182,9 +182,8 @@ pub fn peer_of(chain: &[CertificateDer<'_>]) -> Result<(Role, String), TlsError>
 
 /// Whether a chain's leaf is valid for `ip`.
 pub fn names_ip(chain: &[CertificateDer<'_>], ip: IpAddr) -> bool {
-    leaf(chain).is_ok_and(|leaf| {
-        leaf.verify_is_valid_for_subject_name(&ServerName::IpAddress(ip.into())).is_ok()
-    })
+    leaf(chain)
+        .is_ok_and(|leaf| leaf.verify_is_valid_for_subject_name(&ServerName::IpAddress(ip.into())).is_ok())
 }
 
 /// The certificates that a connection's peer presented, leaf first.

@@ -45,7 +45,7 @@ fn damage_is_named_and_nothing_is_overwritten() {
         &b""[..],
         b"id = \"00000000\"\ngeneration = 1\n",
         b"id = \"1\"\ngeneration = 1\n",
-        b"id = \"00000001\"\ngeneration = 9223372036854775808\n",
+        b"id = \"00000001\"\ngeneration = 18446744073709551615\n",
         b"\xff\xfe",
     ] {
         fs::write(&host, bad).unwrap();

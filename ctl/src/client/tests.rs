@@ -101,8 +101,7 @@ async fn a_lost_connection_is_made_again_but_a_run_is_never_started_twice() {
     let client = Client::connect(agent.addr, &mesh.identity("o"), DEADLINE).await.unwrap();
     assert_eq!(client.request(&ControlRequest::RunList).await.unwrap(), ControlReply::Runs(vec![]));
     assert_eq!(agent.asked.load(Ordering::SeqCst), 2);
-    let spec =
-        RunSpec { workload: UUID_COUNTER.into(), workers: 1, until: RunUntil::Writes(1) };
+    let spec = RunSpec { workload: UUID_COUNTER.into(), workers: 1, until: RunUntil::Writes(1) };
     let error = client.request(&ControlRequest::RunStart(spec)).await.unwrap_err();
     assert!(matches!(&error, ClientError::Lost { reason, .. } if reason == "agent is stopping"), "{error}");
     assert_eq!(agent.asked.load(Ordering::SeqCst), 3);
@@ -154,12 +153,12 @@ fn expired(dir: &Path) {
 #[tokio::test]
 async fn a_wrong_address_is_told_from_a_wrong_certificate() {
     let mesh = Mesh::new();
-    let unused = std::net::UdpSocket::bind((std::net::IpAddr::from(IP), 0)).unwrap().local_addr().unwrap();
+    let unused = std::net::UdpSocket::bind(SocketAddr::from((IP, 0))).unwrap().local_addr().unwrap();
     let error = Client::connect(unused, &mesh.identity("o"), DEADLINE).await.unwrap_err();
     assert!(matches!(error, ClientError::Unreachable { .. }), "{error}");
     assert!(error.to_string().contains("systemctl status redmesh-agent"), "{error}");
     // A socket that never answers.
-    let silent = std::net::UdpSocket::bind((std::net::IpAddr::from(IP), 0)).unwrap();
+    let silent = std::net::UdpSocket::bind(SocketAddr::from((IP, 0))).unwrap();
     let error =
         Client::connect(silent.local_addr().unwrap(), &mesh.identity("o"), Duration::from_millis(200)).await;
     assert!(error.unwrap_err().to_string().contains("no answer within 200 ms"));

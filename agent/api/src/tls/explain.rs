@@ -47,7 +47,9 @@ pub fn is_refusal(error: &ConnectionError) -> bool {
     match error {
         ConnectionError::TransportError(error) => CRYPTO_ERRORS.contains(&error.code.into()),
         ConnectionError::ConnectionClosed(close) => CRYPTO_ERRORS.contains(&close.error_code.into()),
-        ConnectionError::ApplicationClosed(close) => close.error_code.into_inner() == u64::from(CLOSE_REFUSED),
+        ConnectionError::ApplicationClosed(close) => {
+            close.error_code.into_inner() == u64::from(CLOSE_REFUSED)
+        }
         ConnectionError::VersionMismatch => true,
         _ => false,
     }

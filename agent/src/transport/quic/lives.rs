@@ -131,8 +131,7 @@ mod tests {
     #[test]
     fn a_host_that_connects_again_and_again_keeps_few_connections() {
         let mut lives = Lives::default();
-        let closed: usize =
-            (0..20).map(|n| lives.admit(&hello(1, "a", 1), n, n).unwrap().0.len()).sum();
+        let closed: usize = (0..20).map(|n| lives.admit(&hello(1, "a", 1), n, n).unwrap().0.len()).sum();
         assert_eq!(closed, 20 - CONNECTIONS_PER_HOST_MAX);
     }
 }

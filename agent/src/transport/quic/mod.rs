@@ -21,6 +21,8 @@ mod refusals;
 mod serve;
 
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 
 use std::fmt;
@@ -96,7 +98,9 @@ pub struct LocalPeer {
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// Something listens there.
-    #[error("{addr}/udp is in use: stop what listens there (`ss -ulnp`), or choose another address to listen at")]
+    #[error(
+        "{addr}/udp is in use: stop what listens there (`ss -ulnp`), or choose another address to listen at"
+    )]
     InUse {
         /// The address.
         addr: SocketAddr,

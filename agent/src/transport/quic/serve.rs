@@ -66,7 +66,8 @@ pub async fn accept_all(shared: Arc<Shared>) {
             let _ = incoming.retry();
             continue;
         }
-        let (Ok(pending), Ok(place)) = (pending.clone().try_acquire_owned(), inbound.clone().try_acquire_owned())
+        let (Ok(pending), Ok(place)) =
+            (pending.clone().try_acquire_owned(), inbound.clone().try_acquire_owned())
         else {
             shared.refusals.note(incoming.remote_address(), "too many connections at once");
             incoming.refuse();
@@ -156,11 +157,11 @@ fn judge(
 ) -> Result<Hello, String> {
     let theirs: Hello = codec::decode(payload).map_err(|error| super::chain(&error))?;
     hello::judge(&theirs, certified, &shared.hello())?;
-    let (closing, newer) = shared
-        .lives
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .admit(&theirs, connection.stable_id(), connection.clone())?;
+    let (closing, newer) = shared.lives.lock().unwrap_or_else(PoisonError::into_inner).admit(
+        &theirs,
+        connection.stable_id(),
+        connection.clone(),
+    )?;
     for earlier in closing {
         earlier.close(VarInt::from_u32(CLOSE_DONE), b"a later connection of you has taken its place");
     }
@@ -220,6 +221,10 @@ async fn serve_connection(shared: Arc<Shared>, inbound: Inbound) {
             () = shared.cancel.cancelled() => break,
         }
     }
+    if let Some(error) = connection.close_reason().filter(tls::is_refusal) {
+        let reason = tls::explain(&error).unwrap_or_else(|| error.to_string());
+        shared.refusals.note(connection.remote_address(), &reason);
+    }
     if let Some(hello) = inbound.hello() {
         leave(&shared, hello.id, connection.stable_id());
     }
@@ -229,7 +234,7 @@ async fn serve_connection(shared: Arc<Shared>, inbound: Inbound) {
                 Some(ended) => log_panic(ended),
                 None => return,
             },
-            () = shared.cancel.cancelled() => return,
+            () = shared.cancel.cancelled() => return serving.shutdown().await,
         }
     }
 }
