@@ -50,10 +50,12 @@ use types::{Proposal, Raft, VoterId};
 
 /// Default pause between a leader's heartbeats.
 pub const HEARTBEAT: Duration = Duration::from_millis(100);
-/// Default shortest silence after which a voter stands for election; also how long a
-/// quorum's acknowledgement lets the leader act.
+/// Default shortest time by which a voter outwaits the lease before it stands for
+/// election.
 pub const ELECTION_MIN: Duration = Duration::from_millis(500);
-/// Default longest such silence.
+/// Default longest such time, and openraft's leader lease: a voter that heard of the
+/// leader within it votes for nobody else. Hence it is also how long a quorum's
+/// acknowledgement lets the leader act.
 pub const ELECTION_MAX: Duration = Duration::from_millis(1000);
 /// A proposal, or a confirmation of leadership, is answered by then.
 pub const PROPOSE_DEADLINE: Duration = Duration::from_secs(5);
@@ -227,7 +229,7 @@ impl Consensus {
         tracing::info!(host = %id, name = options.name, level = %stamp, "consensus node started");
         let (sender, leadership) = watch::channel(Leadership::default());
         let cancel = CancellationToken::new();
-        let follower = leadership::follow(raft.metrics(), sender, options.election_min, cancel.clone());
+        let follower = leadership::follow(raft.metrics(), sender, options.election_max, cancel.clone());
         let follower = Mutex::new(Some(tokio::spawn(follower)));
         let quorum_wait = options.election_max;
         let inner = Inner {

@@ -81,7 +81,7 @@ pub enum StoreError {
         #[source]
         source: CodecError,
     },
-    /// Used after [`Store::close`].
+    /// Used after the node was shut down.
     #[error("{} is closed: the agent is stopping", .path.display())]
     Closed {
         /// The file.
