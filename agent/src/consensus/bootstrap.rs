@@ -69,7 +69,8 @@ pub fn decide(
         }
     }
     if meshes.len() > 1 {
-        let sides: Vec<_> = meshes.iter().map(|(mesh, names)| format!("{mesh} ({})", names.join(", "))).collect();
+        let sides: Vec<_> =
+            meshes.iter().map(|(mesh, names)| format!("{mesh} ({})", names.join(", "))).collect();
         return BootstrapStep::Conflict(format!(
             "meshes that were initialised apart don't merge: {}; wipe the state directories of one side",
             sides.join(" and ")

@@ -1,8 +1,10 @@
 //! Who leads, and whether the leader may act.
 //!
 //! A leader that has lost its quorum goes on believing that it leads. It may act only
-//! while a quorum's acknowledgement is younger than the election timeout: before that
-//! has passed, no other can have been elected.
+//! while a quorum's acknowledgement is younger than the leader lease, within which the
+//! voters that gave it elect nobody else. A voter that restarts forgets its lease, so
+//! this is a guard and no proof: before what can't be undone the leader asks a quorum
+//! (`Consensus::confirm_leadership`).
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -22,7 +24,8 @@ pub struct Leadership {
     pub term: u64,
     /// The leader, as far as this host knows. Always unknown to hosts that don't vote.
     pub leader: Option<HostId>,
-    /// This host leads, and a quorum acknowledged it within the election timeout.
+    /// This host leads, and a quorum acknowledged it within the leader lease
+    /// (`ConsensusOptions::election_max`).
     pub acting: bool,
     /// The voters, as of the newest membership in this host's log.
     pub voters: BTreeSet<HostId>,

@@ -88,7 +88,11 @@ fn create_plan(level: &mut Level, plan: &ClusterPlan) -> Applied {
 fn start_run(level: &mut Level, run: &Run) -> Applied {
     if let Some(known) = level.runs.iter().find(|known| known.id == run.id) {
         let same = known.spec == run.spec && known.shares == run.shares;
-        return if same { Applied::Unchanged } else { rejected(format!("run {} exists with another spec", run.id)) };
+        return if same {
+            Applied::Unchanged
+        } else {
+            rejected(format!("run {} exists with another spec", run.id))
+        };
     }
     if let Some(open) = level.runs.iter().find(|known| known.stage != RunStage::Done) {
         return rejected(format!("run {} is not done yet: stop it or wait for it", open.id));

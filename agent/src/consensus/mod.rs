@@ -23,12 +23,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use openraft::error::{ChangeMembershipError, CheckIsLeaderError, ClientWriteError, InitializeError, RaftError};
+use openraft::error::{
+    ChangeMembershipError, CheckIsLeaderError, ClientWriteError, InitializeError, RaftError,
+};
 use openraft::{ChangeMembers, Config, SnapshotPolicy};
 use redmesh_api::codec::{self, CodecError};
 use redmesh_api::ids::HostId;
 use redmesh_api::level::{Level, Stamp};
-use tokio::sync::watch;
+use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -48,10 +50,12 @@ use types::{Proposal, Raft, VoterId};
 
 /// Default pause between a leader's heartbeats.
 pub const HEARTBEAT: Duration = Duration::from_millis(100);
-/// Default shortest silence after which a voter stands for election; also how long a
-/// quorum's acknowledgement lets the leader act.
+/// Default shortest time by which a voter outwaits the lease before it stands for
+/// election.
 pub const ELECTION_MIN: Duration = Duration::from_millis(500);
-/// Default longest such silence.
+/// Default longest such time, and openraft's leader lease: a voter that heard of the
+/// leader within it votes for nobody else. Hence it is also how long a quorum's
+/// acknowledgement lets the leader act.
 pub const ELECTION_MAX: Duration = Duration::from_millis(1000);
 /// A proposal, or a confirmation of leadership, is answered by then.
 pub const PROPOSE_DEADLINE: Duration = Duration::from_secs(5);
@@ -126,6 +130,14 @@ pub enum ConsensusError {
     /// [`Consensus::initialize`] on a host that has a log or has voted.
     #[error("this host belongs to an initialised mesh already")]
     AlreadyInitialized,
+    /// [`Consensus::initialize`] on a host that has not pledged to itself.
+    #[error("this host can't initialise the mesh: {}", .to.map_or_else(
+        || "it has not pledged to itself".to_owned(), |to| format!("it has pledged to {to}")
+    ))]
+    NotPledged {
+        /// To whom it has pledged.
+        to: Option<HostId>,
+    },
     /// [`Consensus::initialize`] with voters of which this host is none.
     #[error("host {me} can't initialise a mesh in which it doesn't vote")]
     NotAVoter {
@@ -181,6 +193,8 @@ struct Inner {
     levels: watch::Receiver<Arc<Level>>,
     leadership: watch::Receiver<Leadership>,
     quorum_wait: Duration,
+    /// Held while this host initialises or pledges: neither may overtake the other.
+    bootstrap: AsyncMutex<()>,
     cancel: CancellationToken,
     follower: Mutex<Option<JoinHandle<()>>>,
 }
@@ -203,7 +217,7 @@ impl Consensus {
         resolve: Resolve,
     ) -> Result<Self, ConsensusError> {
         let id = options.id;
-        let config = config(&options).map_err(|source| ConsensusError::Times { source: Box::new(source) })?;
+        let config = config(&options).map_err(|source| ConsensusError::Times { source })?;
         let store = Store::open(&options.state_dir).await?;
         let machine = MachineStore::open(store.clone()).await?;
         let levels = machine.levels();
@@ -211,12 +225,24 @@ impl Consensus {
         let raft = Raft::new(VoterId(id), Arc::new(config), links, LogStore::new(store.clone()), machine)
             .await
             .map_err(|source| ConsensusError::Fatal { source: Box::new(source) })?;
+        let stamp = levels.borrow().stamp;
+        tracing::info!(host = %id, name = options.name, level = %stamp, "consensus node started");
         let (sender, leadership) = watch::channel(Leadership::default());
         let cancel = CancellationToken::new();
-        let follower = leadership::follow(raft.metrics(), sender, options.election_min, cancel.clone());
+        let follower = leadership::follow(raft.metrics(), sender, options.election_max, cancel.clone());
         let follower = Mutex::new(Some(tokio::spawn(follower)));
         let quorum_wait = options.election_max;
-        let inner = Inner { id, raft, store, levels, leadership, quorum_wait, cancel, follower };
+        let inner = Inner {
+            id,
+            raft,
+            store,
+            levels,
+            leadership,
+            quorum_wait,
+            bootstrap: AsyncMutex::new(()),
+            cancel,
+            follower,
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -237,6 +263,15 @@ impl Consensus {
         let deadline = Instant::now() + PROPOSE_DEADLINE;
         self.await_quorum().await?;
         let proposal = Proposal { leader: self.inner.id, command };
+        // An entry that no request can carry would block all that follow it.
+        let bytes = codec::encode(&proposal).map_or(usize::MAX, |payload| payload.len());
+        if bytes > machine::LEVEL_BYTES_MAX {
+            let reason = format!(
+                "a command of {bytes} bytes, at most {} are allowed: use fewer instances",
+                machine::LEVEL_BYTES_MAX
+            );
+            return Ok((Applied::Rejected(reason), self.inner.levels.borrow().stamp));
+        }
         match timeout_at(deadline, self.inner.raft.client_write(proposal)).await {
             Ok(Ok(response)) => Ok((response.data.applied, response.data.stamp)),
             Ok(Err(error)) => Err(write_error(error)),
@@ -255,18 +290,28 @@ impl Consensus {
             Ok(Err(RaftError::APIError(CheckIsLeaderError::ForwardToLeader(forward)))) => {
                 Err(ProposeError::NotLeader { leader: forward.leader_id.map(|leader| leader.0) })
             }
-            Ok(Err(RaftError::APIError(CheckIsLeaderError::QuorumNotEnough(_)))) => Err(ProposeError::NoQuorum),
+            Ok(Err(RaftError::APIError(CheckIsLeaderError::QuorumNotEnough(_)))) => {
+                Err(ProposeError::NoQuorum)
+            }
             Ok(Err(RaftError::Fatal(source))) => Err(ProposeError::Fatal { source: Box::new(source) }),
             Err(_) => Err(self.late(PROPOSE_DEADLINE)),
         }
     }
 
     /// Begins a mesh with these voters, of which this host must be one. Once in a mesh's
-    /// life, on one host: the caller holds the pledges that make sure of it.
+    /// life, on one host: the caller has collected enough pledges to make sure of it,
+    /// the first of them this host's own, which is checked.
     pub async fn initialize(&self, voters: BTreeMap<HostId, VoterNode>) -> Result<(), ConsensusError> {
+        let _bootstrapping = self.inner.bootstrap.lock().await;
+        let to = self.inner.store.pledged().await?.map(|pledge| pledge.to);
+        if to != Some(self.inner.id) && !self.is_initialized().await? {
+            return Err(ConsensusError::NotPledged { to });
+        }
         match self.inner.raft.initialize(raft_nodes(voters)).await {
             Ok(()) => Ok(()),
-            Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Err(ConsensusError::AlreadyInitialized),
+            Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {
+                Err(ConsensusError::AlreadyInitialized)
+            }
             Err(RaftError::APIError(InitializeError::NotInMembers(_))) => {
                 Err(ConsensusError::NotAVoter { me: self.inner.id })
             }
@@ -327,12 +372,14 @@ impl Consensus {
     }
 
     /// Promises to let `pledge.to`, and nobody else, initialise the mesh; on disk when
-    /// this returns. The same promise again is no error.
+    /// this returns. The same promise again is no error, and it may move to a
+    /// lower id from a host that gave up its own candidacy ([`Pledge::holds`]).
     pub async fn pledge(&self, pledge: &Pledge) -> Result<PledgeReply, ConsensusError> {
+        let _bootstrapping = self.inner.bootstrap.lock().await;
         if self.is_initialized().await? {
             return Ok(PledgeReply::Initialized);
         }
-        Ok(self.inner.store.pledge(pledge.clone()).await?)
+        Ok(self.inner.store.pledge(self.inner.id, pledge.clone()).await?)
     }
 
     /// The promise given, if any.
@@ -381,7 +428,7 @@ impl Consensus {
     }
 }
 
-fn config(options: &ConsensusOptions) -> Result<Config, openraft::ConfigError> {
+fn config(options: &ConsensusOptions) -> Result<Config, Box<openraft::ConfigError>> {
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     Config {
         cluster_name: "redmesh".to_owned(),
@@ -397,6 +444,7 @@ fn config(options: &ConsensusOptions) -> Result<Config, openraft::ConfigError> {
         ..Config::default()
     }
     .validate()
+    .map_err(Box::new)
 }
 
 fn raft_nodes(voters: BTreeMap<HostId, VoterNode>) -> BTreeMap<VoterId, VoterNode> {

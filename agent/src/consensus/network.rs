@@ -12,8 +12,8 @@ use openraft::error::{
 };
 use openraft::network::{Backoff, RPCOption, RaftNetwork, RaftNetworkFactory};
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse, VoteRequest,
-    VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse,
+    VoteRequest, VoteResponse,
 };
 use redmesh_api::codec::{Channel, CodecError};
 use redmesh_api::ids::HostId;
@@ -94,6 +94,7 @@ impl Link {
         }
     }
 
+    #[expect(clippy::result_large_err, reason = "openraft's trait asks for this very type")]
     fn remote<T, E: std::error::Error>(&self, result: Result<T, E>) -> Result<T, RpcError<E>> {
         result.map_err(|error| RemoteError::new_with_node(self.target, self.node.clone(), error).into())
     }

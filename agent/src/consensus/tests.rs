@@ -42,6 +42,10 @@ fn set(ids: impl IntoIterator<Item = u32>) -> BTreeSet<HostId> {
     ids.into_iter().map(HostId).collect()
 }
 
+fn pledge(to: u32) -> Pledge {
+    Pledge { to: HostId(to), to_name: format!("host-{to}"), expect: 1, holds: Vec::new() }
+}
+
 async fn until<T>(what: &str, watched: &mut watch::Receiver<T>, condition: impl FnMut(&T) -> bool) {
     let seen = timeout(PATIENCE, watched.wait_for(condition)).await;
     drop(seen.unwrap_or_else(|_| panic!("{what}: not within {PATIENCE:?}")).expect("the node is running"));
@@ -67,6 +71,7 @@ impl Cluster {
         for id in 1..=count {
             cluster.add(id, TempDir::new().unwrap()).await;
         }
+        assert_eq!(cluster.consensus(1).pledge(&pledge(1)).await.unwrap(), PledgeReply::Pledged);
         cluster.consensus(1).initialize(nodes(1..=voters)).await.unwrap();
         cluster
     }
@@ -103,7 +108,8 @@ impl Cluster {
 
     async fn all_have(&self, stamp: Stamp, ids: impl IntoIterator<Item = HostId>) {
         for id in ids {
-            until("the level spreads", &mut self.hosts[&id].consensus.level(), |level| level.stamp >= stamp).await;
+            until("the level spreads", &mut self.hosts[&id].consensus.level(), |level| level.stamp >= stamp)
+                .await;
         }
     }
 
@@ -134,9 +140,15 @@ async fn three_hosts_elect_commit_and_name_their_leader() {
         assert!(leadership.initialized);
         if host.id != leader {
             let error = host.consensus.propose(found(7)).await.unwrap_err();
-            assert!(matches!(error, ProposeError::NotLeader { leader: Some(named) } if named == leader), "{error}");
+            assert!(
+                matches!(error, ProposeError::NotLeader { leader: Some(named) } if named == leader),
+                "{error}"
+            );
             let error = host.consensus.confirm_leadership().await.unwrap_err();
-            assert!(matches!(error, ProposeError::NotLeader { leader: Some(named) } if named == leader), "{error}");
+            assert!(
+                matches!(error, ProposeError::NotLeader { leader: Some(named) } if named == leader),
+                "{error}"
+            );
         }
     }
     let again = cluster.hosts[&leader].consensus.propose(found(7)).await.unwrap();
@@ -160,6 +172,7 @@ async fn a_lone_voter_acts() {
 async fn only_a_voter_initializes() {
     let network = MemoryNetwork::new();
     let host = start(&network, 1, TempDir::new().unwrap()).await;
+    host.consensus.pledge(&pledge(1)).await.unwrap();
     let error = host.consensus.initialize(nodes([2, 3])).await.unwrap_err();
     assert!(matches!(error, ConsensusError::NotAVoter { me: HostId(1) }), "{error}");
     assert!(!host.consensus.is_initialized().await.unwrap());
@@ -279,7 +292,8 @@ async fn a_voter_far_behind_catches_up_by_snapshot() {
 async fn pledges_end_with_the_bootstrap() {
     let network = MemoryNetwork::new();
     let host = start(&network, 1, TempDir::new().unwrap()).await;
-    let pledge = |to| Pledge { to: HostId(to), to_name: format!("host-{to}"), expect: 1 };
+    let error = host.consensus.initialize(nodes([1])).await.unwrap_err();
+    assert!(matches!(error, ConsensusError::NotPledged { to: None }), "{error}");
     assert_eq!(host.consensus.pledge(&pledge(1)).await.unwrap(), PledgeReply::Pledged);
     assert_eq!(host.consensus.pledge(&pledge(1)).await.unwrap(), PledgeReply::Pledged);
     let refused = PledgeReply::PledgedToAnother { to: HostId(1), to_name: "host-1".to_owned() };
@@ -290,11 +304,50 @@ async fn pledges_end_with_the_bootstrap() {
     host.consensus.shutdown().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_candidate_that_gave_up_cannot_initialize() {
+    let network = MemoryNetwork::new();
+    let host = start(&network, 5, TempDir::new().unwrap()).await;
+    assert_eq!(host.consensus.pledge(&pledge(5)).await.unwrap(), PledgeReply::Pledged);
+    assert_eq!(host.consensus.pledge(&pledge(3)).await.unwrap(), PledgeReply::Pledged);
+    let refused = PledgeReply::PledgedToAnother { to: HostId(3), to_name: "host-3".to_owned() };
+    assert_eq!(host.consensus.pledge(&pledge(5)).await.unwrap(), refused);
+    let error = host.consensus.initialize(nodes([5])).await.unwrap_err();
+    assert!(matches!(error, ConsensusError::NotPledged { to: Some(HostId(3)) }), "{error}");
+    host.consensus.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_no_request_can_carry_is_rejected() {
+    let cluster = Cluster::new(1, 1).await;
+    let leader = cluster.acting(None).await;
+    let consensus = &cluster.hosts[&leader].consensus;
+    let plan = redmesh_api::level::ClusterPlan {
+        id: redmesh_api::ids::PlanId(Uuid::from_u128(1)),
+        spec: redmesh_api::level::ClusterSpec { instances_per_host: 1, replicas: 0, node_timeout_ms: None },
+        node_timeout_ms: 5000,
+        stage: redmesh_api::level::PlanStage::Prepare,
+        hosts: vec![redmesh_api::level::PlannedHost {
+            id: leader,
+            name: "x".repeat(machine::LEVEL_BYTES_MAX),
+            ip: Ipv4Addr::LOCALHOST.into(),
+            base_port: 6379,
+        }],
+        instances: Vec::new(),
+        created_unix_ms: 1,
+    };
+    let (applied, _) = consensus.propose(Command::CreatePlan(Box::new(plan))).await.unwrap();
+    assert!(matches!(applied, Applied::Rejected(_)));
+    assert_eq!(consensus.propose(found(1)).await.unwrap().0, Applied::Done);
+    cluster.shutdown().await;
+}
+
 #[tokio::test]
 async fn impossible_times_are_refused() {
     let dir = TempDir::new().unwrap();
     let transport = MemoryNetwork::new().join(addr(1), HostId(1), "host-1");
-    let times = ConsensusOptions { election_min: HEARTBEAT, ..ConsensusOptions::new(HostId(1), "", dir.path()) };
+    let times =
+        ConsensusOptions { election_min: HEARTBEAT, ..ConsensusOptions::new(HostId(1), "", dir.path()) };
     let error = Consensus::start(times, transport, Arc::new(|_| None)).await.unwrap_err();
     assert!(matches!(error, ConsensusError::Times { .. }), "{error}");
 }

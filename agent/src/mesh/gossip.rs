@@ -337,7 +337,10 @@ mod tests {
         let heard = view.wait_for(|view| {
             view.members.get(&HostId(1)).is_some_and(|member| {
                 let said = (member.get("before"), member.get("after"));
-                member.alive && member.generation == 5 && member.older.is_empty() && said == (Some(1), Some(2))
+                member.alive
+                    && member.generation == 5
+                    && member.older.is_empty()
+                    && said == (Some(1), Some(2))
             })
         });
         drop(timeout(PATIENCE, heard).await.expect("the peer hears it again").unwrap());

@@ -77,7 +77,9 @@ pub enum MeshError {
         reason: String,
     },
     /// See [`VALUE_BYTES_MAX`].
-    #[error("value of {key:?} has {bytes} bytes, at most {VALUE_BYTES_MAX} can be gossiped: let peers pull it")]
+    #[error(
+        "value of {key:?} has {bytes} bytes, at most {VALUE_BYTES_MAX} can be gossiped: let peers pull it"
+    )]
     ValueTooLarge {
         /// Its key.
         key: String,

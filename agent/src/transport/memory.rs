@@ -48,10 +48,7 @@ struct Node {
 impl fmt::Debug for MemoryNetwork {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let shared = self.lock();
-        f.debug_struct("MemoryNetwork")
-            .field("nodes", &shared.nodes.len())
-            .field("cut", &shared.cut)
-            .finish()
+        f.debug_struct("MemoryNetwork").field("nodes", &shared.nodes.len()).field("cut", &shared.cut).finish()
     }
 }
 
@@ -71,7 +68,14 @@ impl MemoryNetwork {
         shared.nodes.insert(addr, Node { join, gossip, handler: handler.clone() });
         drop(shared);
         let peer = Peer::Agent { id, name: name.into(), addr };
-        Arc::new(MemoryTransport { network: self.clone(), addr, peer, join, handler, inbox: Mutex::new(Some(inbox)) })
+        Arc::new(MemoryTransport {
+            network: self.clone(),
+            addr,
+            peer,
+            join,
+            handler,
+            inbox: Mutex::new(Some(inbox)),
+        })
     }
 
     /// Loses everything that `from` sends to `to` from now on: requests one way, replies
@@ -183,7 +187,8 @@ impl Transport for MemoryTransport {
     }
 
     fn gossip(&self, to: SocketAddr, message: Vec<u8>) {
-        if !self.is_open() || self.network.is_cut(self.addr, to) {
+        let fits = redmesh_api::codec::header(Channel::Gossip, Direction::Request, message.len()).is_ok();
+        if !fits || !self.is_open() || self.network.is_cut(self.addr, to) {
             return;
         }
         if let Some(node) = self.network.node(to) {
@@ -213,5 +218,82 @@ impl Transport for MemoryTransport {
         drop(shared);
         // Handlers often hold what holds this transport: break the circle.
         self.handler.send_replace(None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use redmesh_api::codec::CodecError;
+
+    use super::*;
+
+    const DEADLINE: Duration = Duration::from_millis(50);
+
+    /// Answers with the request and who sent it.
+    struct Echo;
+
+    #[async_trait]
+    impl Handler for Echo {
+        async fn handle(&self, peer: &Peer, _: Channel, payload: Bytes) -> Result<Vec<u8>, CodecError> {
+            if payload.is_empty() {
+                return Err(CodecError::Channel { got: 9 });
+            }
+            let Peer::Agent { id, .. } = peer else { panic!("an agent asks") };
+            Ok([&id.0.to_le_bytes()[..], &payload].concat())
+        }
+    }
+
+    fn addr(port: u16) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, port).into()
+    }
+
+    async fn ask(from: &MemoryTransport, to: u16, deadline: Duration) -> Result<Bytes, TransportError> {
+        from.request(addr(to), Channel::Peer, b"?".to_vec(), deadline).await
+    }
+
+    #[tokio::test]
+    async fn requests_are_answered_lost_or_refused() {
+        let network = MemoryNetwork::new();
+        let [a, b] = [1, 2].map(|id| network.join(addr(id), HostId(id.into()), "host"));
+        b.serve(Arc::new(Echo));
+        let long = Duration::from_secs(30);
+        assert_eq!(&ask(&a, 2, long).await.unwrap()[..], [1, 0, 0, 0, b'?']);
+        assert!(matches!(ask(&a, 3, long).await, Err(TransportError::Unreachable { .. })));
+        let refused = a.request(addr(2), Channel::Peer, Vec::new(), long).await;
+        assert!(matches!(refused, Err(TransportError::Lost { .. })));
+        // Nobody serves there yet.
+        assert!(matches!(ask(&b, 1, DEADLINE).await, Err(TransportError::Timeout { .. })));
+        for (from, to) in [(1, 2), (2, 1)] {
+            network.cut(addr(from), addr(to));
+            assert!(matches!(ask(&a, 2, DEADLINE).await, Err(TransportError::Timeout { .. })));
+            network.heal();
+        }
+        ask(&a, 2, long).await.unwrap();
+        b.close().await;
+        assert!(matches!(ask(&a, 2, long).await, Err(TransportError::Unreachable { .. })));
+        assert!(matches!(ask(&b, 1, long).await, Err(TransportError::Unreachable { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_successor_outlives_its_predecessors_close() {
+        let network = MemoryNetwork::new();
+        let a = network.join(addr(1), HostId(1), "a");
+        let old = network.join(addr(2), HostId(2), "b");
+        let mut old_inbox = old.take_gossip().unwrap();
+        assert!(old.take_gossip().is_none());
+        let new = network.join(addr(2), HostId(2), "b");
+        old.close().await;
+        let mut inbox = new.take_gossip().unwrap();
+        a.gossip(addr(2), b"hello".to_vec());
+        assert_eq!(inbox.recv().await, Some((addr(1), Bytes::from_static(b"hello"))));
+        assert_eq!(old_inbox.recv().await, None);
+        network.cut(addr(1), addr(2));
+        a.gossip(addr(2), b"lost".to_vec());
+        a.gossip(addr(9), b"nobody".to_vec());
+        network.heal();
+        a.gossip(addr(2), b"again".to_vec());
+        assert_eq!(inbox.recv().await.unwrap().1, "again");
     }
 }

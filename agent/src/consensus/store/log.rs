@@ -28,7 +28,11 @@ impl LogStore {
         Self { store }
     }
 
-    async fn entries(&self, range: (Bound<u64>, Bound<u64>), bytes_max: usize) -> Result<Vec<Entry>, StorageError> {
+    async fn entries(
+        &self,
+        range: (Bound<u64>, Bound<u64>),
+        bytes_max: usize,
+    ) -> Result<Vec<Entry>, StorageError> {
         self.store
             .read(move |db| read_entries(db, range, bytes_max))
             .await

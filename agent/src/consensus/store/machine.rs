@@ -54,7 +54,11 @@ impl MachineStore {
     }
 
     /// Makes `next` the state, first on disk and then in memory.
-    async fn commit(&mut self, next: State, snapshot: Option<(SnapshotMeta, Vec<u8>)>) -> Result<(), StoreError> {
+    async fn commit(
+        &mut self,
+        next: State,
+        snapshot: Option<(SnapshotMeta, Vec<u8>)>,
+    ) -> Result<(), StoreError> {
         let level_changed = !Arc::ptr_eq(&next.level, &self.state.level);
         let write = next.clone();
         self.store
@@ -179,7 +183,10 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
             last_log_id: self.state.last_applied,
             last_membership: self.state.membership.clone(),
             // The state at one log id is the same on every voter, so the id may be too.
-            snapshot_id: self.state.last_applied.map_or_else(|| "empty".to_owned(), |log_id| log_id.to_string()),
+            snapshot_id: self
+                .state
+                .last_applied
+                .map_or_else(|| "empty".to_owned(), |log_id| log_id.to_string()),
         };
         let stored = (meta.clone(), data.clone());
         self.store

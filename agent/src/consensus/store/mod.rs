@@ -12,14 +12,13 @@ mod machine;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use redb::{
-    Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
-};
+use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use redmesh_api::codec::{self, CodecError};
+use redmesh_api::ids::HostId;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::pledge::{Pledge, PledgeReply};
+use super::pledge::{self, Pledge, PledgeReply};
 use super::types::StorageError;
 
 pub(super) use log::LogStore;
@@ -82,7 +81,7 @@ pub enum StoreError {
         #[source]
         source: CodecError,
     },
-    /// Used after [`Store::close`].
+    /// Used after the node was shut down.
     #[error("{} is closed: the agent is stopping", .path.display())]
     Closed {
         /// The file.
@@ -159,18 +158,16 @@ impl Store {
         self.read(|db| get(&db.begin_read()?.open_table(META)?, PLEDGE)).await
     }
 
-    /// Gives `pledge` unless another was given before.
-    pub(super) async fn pledge(&self, pledge: Pledge) -> Result<PledgeReply, StoreError> {
+    /// Gives `asked`, on behalf of `me`, if [`pledge::answer`] allows it.
+    pub(super) async fn pledge(&self, me: HostId, asked: Pledge) -> Result<PledgeReply, StoreError> {
         self.write(Durability::Immediate, move |txn| {
             let mut meta = txn.open_table(META)?;
-            match get::<Pledge>(&meta, PLEDGE)? {
-                Some(given) if given.to == pledge.to => Ok(PledgeReply::Pledged),
-                Some(given) => Ok(PledgeReply::PledgedToAnother { to: given.to, to_name: given.to_name }),
-                None => {
-                    put(&mut meta, PLEDGE, &pledge)?;
-                    Ok(PledgeReply::Pledged)
-                }
+            let given: Option<Pledge> = get(&meta, PLEDGE)?;
+            let reply = pledge::answer(me, given.as_ref(), &asked);
+            if reply == PledgeReply::Pledged {
+                put(&mut meta, PLEDGE, &Pledge { holds: Vec::new(), ..asked })?;
             }
+            Ok(reply)
         })
         .await
     }

@@ -1,5 +1,4 @@
 use openraft::testing::{StoreBuilder, Suite};
-use redmesh_api::ids::HostId;
 use tempfile::TempDir;
 
 use super::super::types::{StorageError, TypeConfig};
@@ -22,7 +21,7 @@ fn passes_openrafts_own_suite() {
 }
 
 fn pledge_to(id: u32) -> Pledge {
-    Pledge { to: HostId(id), to_name: format!("host-{id}"), expect: 3 }
+    Pledge { to: HostId(id), to_name: format!("host-{id}"), expect: 3, holds: Vec::new() }
 }
 
 #[tokio::test]
@@ -30,14 +29,14 @@ async fn a_pledge_is_given_once_and_outlives_the_process() {
     let dir = TempDir::new().unwrap();
     let store = Store::open(dir.path()).await.unwrap();
     assert_eq!(store.pledged().await.unwrap(), None);
-    assert_eq!(store.pledge(pledge_to(1)).await.unwrap(), PledgeReply::Pledged);
+    assert_eq!(store.pledge(HostId(9), pledge_to(1)).await.unwrap(), PledgeReply::Pledged);
     store.close().await;
 
     let store = Store::open(dir.path()).await.unwrap();
     assert_eq!(store.pledged().await.unwrap(), Some(pledge_to(1)));
-    assert_eq!(store.pledge(pledge_to(1)).await.unwrap(), PledgeReply::Pledged);
+    assert_eq!(store.pledge(HostId(9), pledge_to(1)).await.unwrap(), PledgeReply::Pledged);
     let refused = PledgeReply::PledgedToAnother { to: HostId(1), to_name: "host-1".to_owned() };
-    assert_eq!(store.pledge(pledge_to(2)).await.unwrap(), refused);
+    assert_eq!(store.pledge(HostId(9), pledge_to(2)).await.unwrap(), refused);
     assert_eq!(store.pledged().await.unwrap(), Some(pledge_to(1)));
     store.close().await;
 }
