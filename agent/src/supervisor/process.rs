@@ -1,0 +1,281 @@
+//! Effects on processes: find the binary, find servers that are there already, start
+//! one, signal it, learn how it ended.
+//!
+//! Signals and waits go through pidfds, so that a pid that was given to another
+//! process in the meantime is never hit.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use rustix::process::{
+    Pid, PidfdFlags, Resource, Rlimit, Signal, WaitId, WaitIdOptions, getrlimit, pidfd_open,
+    pidfd_send_signal, setrlimit, waitid,
+};
+use tokio::io::unix::AsyncFd;
+
+use super::layout;
+
+/// Binaries looked for in PATH, in this order.
+const SERVERS: [&str; 2] = ["redis-server", "valkey-server"];
+
+/// Debian's packages make `redis-server` a link to this, so it is what runs.
+const ALIASES: [&str; 2] = ["redis-check-rdb", "valkey-check-rdb"];
+
+/// Descriptors that a server keeps for itself (`CONFIG_MIN_RESERVED_FDS` of Redis),
+/// and a margin for its files and listening sockets.
+const FDS_RESERVED: u64 = 32 + 32;
+
+/// PATH where the agent has none.
+const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Bytes of `--version` that are looked at.
+const VERSION_BYTES_MAX: usize = 1024;
+
+/// Why the server's binary can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// None found.
+    #[error(
+        "no redis-server or valkey-server in PATH ({path}); install one (apt-get install redis-server) or set redis.server to its path"
+    )]
+    NotFound {
+        /// What was searched.
+        path: String,
+    },
+    /// The one named isn't there or can't be executed.
+    #[error(
+        "redis.server is {server:?}, which is not an executable file; install it (apt-get install redis-server) or set redis.server to the right path"
+    )]
+    NotExecutable {
+        /// What was named.
+        server: PathBuf,
+    },
+    /// `--version` failed.
+    #[error("{server:?} --version failed")]
+    Version {
+        /// The binary.
+        server: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The agent is shutting down.
+    #[error("interrupted by the agent's end")]
+    Interrupted,
+}
+
+/// The server's binary: the one named, or the first of `redis-server` and
+/// `valkey-server` in PATH.
+pub fn find_server(server: Option<&Path>) -> Result<PathBuf, ProcessError> {
+    if let Some(server) = server {
+        let found = is_executable(server).then(|| server.to_owned());
+        return found.ok_or_else(|| ProcessError::NotExecutable { server: server.to_owned() });
+    }
+    let path = std::env::var_os("PATH").unwrap_or_else(|| PATH_DEFAULT.into());
+    find_in(&path)
+}
+
+fn find_in(path: &OsStr) -> Result<PathBuf, ProcessError> {
+    let dirs: Vec<PathBuf> = std::env::split_paths(path).collect();
+    let candidates = SERVERS.iter().flat_map(|name| dirs.iter().map(move |dir| dir.join(name)));
+    candidates
+        .into_iter()
+        .find(|candidate| is_executable(candidate))
+        .ok_or_else(|| ProcessError::NotFound { path: path.to_string_lossy().into_owned() })
+}
+
+fn is_executable(path: &Path) -> bool {
+    path.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
+}
+
+/// What the binary's `--version` prints.
+pub(super) fn server_version(server: Option<&Path>) -> Result<String, ProcessError> {
+    let server = find_server(server)?;
+    let output = Command::new(&server).arg("--version").stdin(Stdio::null()).stderr(Stdio::null()).output();
+    let output = output.map_err(|source| ProcessError::Version { server, source })?;
+    let text = String::from_utf8_lossy(&output.stdout[..output.stdout.len().min(VERSION_BYTES_MAX)]);
+    Ok(text.trim().to_owned())
+}
+
+/// Raises this process's soft limit of open files to the hard one. Servers inherit it,
+/// and a low one silently lowers their `maxclients`.
+pub(super) fn raise_nofile() {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current == limit.maximum {
+        return;
+    }
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "can't raise the soft limit of open files to the hard one");
+    }
+}
+
+/// Says in words with a remedy when the limit of open files can't hold a server's
+/// clients.
+pub(super) fn check_nofile(clients_needed: u32) -> Result<(), String> {
+    nofile_words(getrlimit(Resource::Nofile).maximum, clients_needed)
+}
+
+/// `None` is no limit.
+fn nofile_words(hard: Option<u64>, clients_needed: u32) -> Result<(), String> {
+    let needed = u64::from(clients_needed) + FDS_RESERVED;
+    match hard {
+        Some(hard) if hard < needed => Err(format!(
+            "a server needs {needed} open files ({clients_needed} clients and bus links, {FDS_RESERVED} of its own), \
+             but the hard limit is {hard}; raise it (LimitNOFILE={needed} in the agent's unit, or ulimit -Hn) or \
+             form a smaller cluster"
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// A server that was found running in an instance's directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Found {
+    pub(super) pid: u32,
+    pub(super) parent: u32,
+    pub(super) stopped: bool,
+}
+
+/// All servers whose working directory is right below `data_dir`, by that directory.
+///
+/// Ours are told by working directory and executable: also one whose binary was
+/// replaced by a package's upgrade. A child that saves a snapshot looks the same and is
+/// told by its parent or its title.
+pub(super) fn find_running(data_dir: &Path, server: Option<&Path>) -> io::Result<HashMap<PathBuf, Found>> {
+    let processes = procfs::process::all_processes().map_err(io::Error::other)?;
+    let found: Vec<_> = processes.flatten().filter_map(|p| look_at(&p, data_dir, server)).collect();
+    let pids: Vec<u32> = found.iter().map(|(_, found)| found.pid).collect();
+    Ok(found.into_iter().filter(|(_, found)| !pids.contains(&found.parent)).collect())
+}
+
+/// The same of one process.
+pub(super) fn find_one(pid: u32, data_dir: &Path, server: Option<&Path>) -> Option<(PathBuf, Found)> {
+    let process = procfs::process::Process::new(i32::try_from(pid).ok()?).ok()?;
+    look_at(&process, data_dir, server)
+}
+
+/// A process that can't be looked at has ended, or is another user's and so not ours.
+fn look_at(
+    process: &procfs::process::Process,
+    data_dir: &Path,
+    server: Option<&Path>,
+) -> Option<(PathBuf, Found)> {
+    let cwd = process.cwd().ok()?;
+    if cwd.parent() != Some(data_dir) || !is_server(&process.exe().ok()?, server) {
+        return None;
+    }
+    let stat = process.stat().ok()?;
+    let title = process.cmdline().unwrap_or_default().join(" ");
+    let child =
+        ["redis-rdb-", "redis-aof-", "valkey-rdb-", "valkey-aof-"].iter().any(|p| title.starts_with(p));
+    // Z has ended, X is being torn down.
+    if child || matches!(stat.state, 'Z' | 'X') {
+        return None;
+    }
+    let pid = u32::try_from(process.pid).ok()?;
+    let parent = u32::try_from(stat.ppid).unwrap_or(0);
+    Some((cwd, Found { pid, parent, stopped: matches!(stat.state, 'T' | 't') }))
+}
+
+/// Whether an executable's path, as `/proc/<pid>/exe` shows it, is a server's.
+fn is_server(exe: &Path, server: Option<&Path>) -> bool {
+    let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+    let Some(exe) = name(exe) else { return false };
+    let exe = exe.strip_suffix(" (deleted)").unwrap_or(&exe);
+    let known = SERVERS.iter().chain(&ALIASES).any(|known| *known == exe);
+    // The binary named in the configuration, by its own name and by what it links to.
+    let named = || {
+        let server = server?;
+        let target = std::fs::canonicalize(server).ok();
+        Some(name(server).as_deref() == Some(exe) || target.and_then(|t| name(&t)).as_deref() == Some(exe))
+    };
+    known || named().unwrap_or(false)
+}
+
+/// A process, held by pidfd.
+#[derive(Debug, Clone)]
+pub(super) struct Process {
+    pid: u32,
+    fd: Arc<OwnedFd>,
+}
+
+impl Process {
+    /// Takes hold of a process.
+    pub(super) fn open(pid: u32) -> io::Result<Self> {
+        let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        let raw = raw.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+        Ok(Self { pid, fd: Arc::new(pidfd_open(raw, PidfdFlags::NONBLOCK)?) })
+    }
+
+    /// Starts a server in its directory.
+    pub(super) fn spawn(server: &Path, dir: &Path) -> io::Result<Self> {
+        let stderr = File::create(dir.join(layout::STDERR))?;
+        let mut command = Command::new(server);
+        command
+            .arg(layout::CONFIG)
+            .current_dir(dir)
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_else(|| PATH_DEFAULT.into()))
+            .stdin(Stdio::null())
+            .stdout(stderr.try_clone()?)
+            .stderr(stderr)
+            // Ctrl-C at a terminal is the agent's affair, not its servers'.
+            .process_group(0);
+        if let Some(lang) = std::env::var_os("LANG") {
+            command.env("LANG", lang);
+        }
+        let mut child = command.spawn()?;
+        // Nobody else waits for it, so the pid can't have been given away.
+        Self::open(child.id()).inspect_err(|_| {
+            let _ = child.kill();
+            let _ = child.wait();
+        })
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Sends a signal; a process that has ended is no error, for its end is reported.
+    pub(super) fn signal(&self, signal: Signal) {
+        match pidfd_send_signal(self.fd.as_fd(), signal) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(error) => tracing::warn!(pid = self.pid, ?signal, %error, "can't signal a server"),
+        }
+    }
+
+    /// Waits for its end, reaps it if it is a child, and says how it ended.
+    pub(super) async fn ended(&self) -> String {
+        // The descriptor stays readable once the process has ended.
+        #[expect(deprecated, reason = "its replacement is an unsafe fn; an OwnedFd keeps that one's promise")]
+        let watch = self.fd.try_clone().and_then(AsyncFd::new);
+        match watch {
+            Ok(watch) => {
+                if let Err(error) = watch.readable().await {
+                    return format!("an end that can't be watched ({error})");
+                }
+            }
+            Err(error) => return format!("an end that can't be watched ({error})"),
+        }
+        match waitid(WaitId::PidFd(self.fd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
+            Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
+                (Some(code), _) => format!("exit status {code}"),
+                (None, Some(signal)) => format!("signal {signal}"),
+                (None, None) => "an unknown status".into(),
+            },
+            // An adopted server is not the agent's child.
+            _ => "a status known only to its parent".into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,173 @@
+//! Which TCP ports are listened at, and by whom: from `/proc/net/tcp` and `tcp6`.
+//!
+//! The kernel lists all listening sockets before any connection (Linux
+//! `Documentation/networking/proc_net_tcp.rst`), so reading stops at the first
+//! connection: a host with 200,000 bus links is asked as cheaply as an idle one.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+
+/// Lines read of one table at the most.
+const LINES_MAX: usize = 100_000;
+
+/// `TCP_LISTEN` of the kernel's `tcp_states.h`, as printed.
+const LISTEN: &str = "0A";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Listener {
+    addr: SocketAddr,
+    inode: u64,
+}
+
+/// All addresses that are listened at on this host (in this network namespace).
+pub(super) fn listening() -> io::Result<HashSet<SocketAddr>> {
+    Ok(listeners()?.into_iter().map(|listener| listener.addr).collect())
+}
+
+/// Whether `addr` is listened at, itself or by way of the unspecified address.
+pub(super) fn is_listened(listening: &HashSet<SocketAddr>, addr: SocketAddr) -> bool {
+    let any_v4 = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    let any_v6 = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+    [addr.ip(), any_v4, any_v6].into_iter().any(|ip| listening.contains(&SocketAddr::new(ip, addr.port())))
+}
+
+/// Tries to listen at `addr`; says in words with a remedy why that can't be.
+pub(super) fn check_free(addr: SocketAddr, what: &str) -> Result<(), String> {
+    let error = match TcpListener::bind(addr) {
+        Ok(_) => return Ok(()),
+        Err(error) => error,
+    };
+    let ip = addr.ip();
+    Err(match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            let holder =
+                holder(addr).unwrap_or_else(|| "another process (not visible to the agent's user)".into());
+            format!(
+                "{what} {addr} is taken by {holder}; stop it, or set redis.base_port (or redis.bind) to other ports"
+            )
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            format!("{ip} is not an address of this host; set redis.bind to one that is (see: ip address)")
+        }
+        io::ErrorKind::PermissionDenied => {
+            format!(
+                "{what} {addr} may not be bound by the agent's user; set redis.base_port to 1024 or higher"
+            )
+        }
+        _ => format!("{what} {addr} can't be bound: {error}; set redis.bind or redis.base_port to another"),
+    })
+}
+
+/// Who listens at `addr`: `redis-server (pid 17, /usr/bin/redis-check-rdb)`.
+fn holder(addr: SocketAddr) -> Option<String> {
+    let inodes: HashSet<u64> = listeners()
+        .ok()?
+        .into_iter()
+        .filter(|l| l.addr.port() == addr.port())
+        .filter(|l| l.addr.ip() == addr.ip() || l.addr.ip().is_unspecified())
+        .map(|l| l.inode)
+        .collect();
+    if inodes.is_empty() {
+        return Some("a connection that uses it as its own port".into());
+    }
+    procfs::process::all_processes().ok()?.flatten().find_map(|process| {
+        let ours = process.fd().ok()?.flatten().any(|fd| match fd.target {
+            procfs::process::FDTarget::Socket(inode) => inodes.contains(&inode),
+            _ => false,
+        });
+        if !ours {
+            return None;
+        }
+        let name = process.stat().map_or_else(|_| "a process".into(), |stat| stat.comm);
+        let exe = process.exe().map(|exe| format!(", {}", exe.display())).unwrap_or_default();
+        Some(format!("{name} (pid {}{exe})", process.pid))
+    })
+}
+
+fn listeners() -> io::Result<Vec<Listener>> {
+    let mut all = read_table("/proc/net/tcp")?;
+    // A kernel without IPv6 has no such table.
+    all.extend(read_table("/proc/net/tcp6").unwrap_or_default());
+    Ok(all)
+}
+
+fn read_table(path: &str) -> io::Result<Vec<Listener>> {
+    parse_table(BufReader::new(File::open(path)?))
+}
+
+fn parse_table(reader: impl BufRead) -> io::Result<Vec<Listener>> {
+    let mut listeners = Vec::new();
+    for line in reader.lines().skip(1).take(LINES_MAX) {
+        let line = line?;
+        let mut words = line.split_ascii_whitespace();
+        let (local, state) = (words.nth(1), words.nth(1));
+        if state != Some(LISTEN) {
+            break;
+        }
+        let inode = words.nth(5).and_then(|inode| inode.parse().ok());
+        if let (Some(addr), Some(inode)) = (local.and_then(parse_addr), inode) {
+            listeners.push(Listener { addr, inode });
+        }
+    }
+    Ok(listeners)
+}
+
+/// `0100007F:1F90`: the address as words in the machine's byte order, the port in hex.
+fn parse_addr(text: &str) -> Option<SocketAddr> {
+    let (ip, port) = text.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let word = |at: usize| u32::from_str_radix(ip.get(at * 8..at * 8 + 8)?, 16).ok().map(u32::to_ne_bytes);
+    let ip = match ip.len() {
+        8 => IpAddr::from(word(0)?),
+        32 => {
+            let mut bytes = [0; 16];
+            for (at, chunk) in bytes.chunks_exact_mut(4).enumerate() {
+                chunk.copy_from_slice(&word(at)?);
+            }
+            IpAddr::from(bytes)
+        }
+        _ => return None,
+    };
+    Some(SocketAddr::new(ip, port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_a_listener_and_names_its_process() {
+        let listener = TcpListener::bind("127.77.250.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        assert!(is_listened(&listening().unwrap(), addr));
+        let words = check_free(addr, "data port").unwrap_err();
+        assert!(words.contains(&format!("pid {}", std::process::id())), "{words}");
+        assert!(words.contains("redis.base_port"), "{words}");
+        drop(listener);
+        assert_eq!(check_free(addr, "data port"), Ok(()));
+    }
+
+    #[test]
+    fn says_when_an_address_is_not_ours() {
+        let words = check_free("192.0.2.1:20001".parse().unwrap(), "data port").unwrap_err();
+        assert!(words.contains("not an address of this host"), "{words}");
+    }
+
+    #[test]
+    fn reads_the_kernels_table() {
+        let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n\
+             0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4242 1 0 100 0 0 10 0\n\
+             1: 0000000000000000FFFF00000100007F:1F91 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 7 1\n\
+             2: 0100007F:1F92 0100007F:0001 01 00000000:00000000 00:00000000 00000000     0        0 8 1\n\
+             3: 0100007F:1F93 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 9 1\n";
+        let listeners = parse_table(table.as_bytes()).unwrap();
+        assert_eq!(listeners.len(), 2, "reading stops at the first connection");
+        assert_eq!(listeners[0], Listener { addr: "127.0.0.1:8080".parse().unwrap(), inode: 4242 });
+        assert_eq!(listeners[1].addr.port(), 0x1f91);
+        for text in ["", ":", "xx:1", "0100007F:zz", "0100007:1", "é100007F:1F90"] {
+            assert_eq!(parse_addr(text), None, "{text:?}");
+        }
+    }
+}
