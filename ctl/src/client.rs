@@ -108,18 +108,12 @@ impl Client {
         identity: &Identity,
         deadline: Duration,
     ) -> Result<Self, ClientError> {
-        let any: SocketAddr =
-            if agent.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
+        let any: SocketAddr = if agent.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
         let mut endpoint = Endpoint::client(any).map_err(ClientError::Socket)?;
         endpoint.set_default_client_config(tls::quic_client_config(identity)?);
         let client = Self { agent, deadline, endpoint, connection: Mutex::new(None) };
         client.connection(Instant::now() + deadline, deadline).await?;
         Ok(client)
-    }
-
-    /// Whom this client asks.
-    pub fn agent(&self) -> SocketAddr {
-        self.agent
     }
 
     /// One request, within the deadline given to [`Client::connect`]. A
@@ -141,8 +135,7 @@ impl Client {
             tries += 1;
             let connection = self.connection(until, deadline).await?;
             let attempt = timeout_at(until, self.attempt(&connection, &payload)).await;
-            let reply = attempt
-                .map_err(|_| ClientError::Timeout { agent: self.agent, after: deadline })?;
+            let reply = attempt.map_err(|_| ClientError::Timeout { agent: self.agent, after: deadline })?;
             match reply {
                 Err(Failure { error: ClientError::Lost { .. }, sent })
                     if tries < ATTEMPTS_MAX && (!sent || repeatable(request)) => {}

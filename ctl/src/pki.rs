@@ -268,7 +268,8 @@ fn leaf(
     issuer: &Issuer<'_, KeyPair>,
     validity: Validity,
 ) -> Result<Certificate> {
-    let mut params = CertificateParams::new(names.clone()).context("can't put the names into a certificate")?;
+    let mut params =
+        CertificateParams::new(names.clone()).context("can't put the names into a certificate")?;
     params.distinguished_name.push(DnType::CommonName, names[0].as_str());
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     // Every agent both dials and is dialled.
