@@ -116,11 +116,6 @@ impl Client {
         Ok(client)
     }
 
-    /// Whom this client asks.
-    pub fn agent(&self) -> SocketAddr {
-        self.agent
-    }
-
     /// One request, within the deadline given to [`Client::connect`]. A
     /// [`ControlReply::Refused`] comes back as [`ClientError::Refused`].
     pub async fn request(&self, request: &ControlRequest) -> Result<ControlReply, ClientError> {

@@ -11,11 +11,17 @@ use super::check;
 use crate::exit::Exit;
 use crate::output::Output;
 use crate::progress::Progress;
-use crate::session::{Patience, Session};
+use crate::session::{Patience, Session, SessionError};
 use crate::units::seconds;
 
 /// Pause between two looks at the formation.
 const POLL_EVERY: Duration = Duration::from_millis(200);
+
+/// Checks after a formation before what they find is the verdict.
+const CHECK_TRIES: u32 = 10;
+
+/// Pause between two of them.
+const CHECK_PAUSE: Duration = Duration::from_millis(300);
 
 /// Lines of a plan's listing that are printed; more instances are summed up.
 const PLAN_LINES_MAX: usize = 10;
@@ -121,11 +127,24 @@ pub async fn create(
     }
     created.seconds = began.elapsed().as_secs_f64();
     if created.formed {
-        let check = session.cluster_check().await?;
+        let check = settled_check(session).await?;
         output.text(&check::render_verdict(&check, created.nodes))?;
         created.check = Some(check);
     }
     Ok(created)
+}
+
+/// The check of a cluster just formed: each instance has agreed once, and the last
+/// messages about epochs may still be on their way.
+async fn settled_check(session: &mut Session) -> Result<ClusterCheck, SessionError> {
+    for _ in 1..CHECK_TRIES {
+        let check = session.cluster_check().await?;
+        if check::is_whole(&check) {
+            return Ok(check);
+        }
+        tokio::time::sleep(CHECK_PAUSE).await;
+    }
+    session.cluster_check().await
 }
 
 /// Looks at it until it is formed (true) or `until` has passed (false).

@@ -117,9 +117,11 @@ impl DemoDir {
 
     /// What to do with a demo that is kept.
     pub fn how_to_reach(&self, plan: &DemoPlan) -> String {
+        // As this process was called: after `make demo` ctl is in nobody's PATH.
+        let ctl = std::env::args().next().unwrap_or_else(|| "redmeshctl".to_owned());
         format!(
-            "\nIt goes on running:\n  redis-cli -c -h {} -p {}\n  redmeshctl --agent {} --identity {} members\n\
-             Stop it and remove its files:\n  redmeshctl demo stop --dir {}",
+            "\nIt goes on running:\n  redis-cli -c -h {} -p {}\n  {ctl} --agent {} --identity {} members\n\
+             Stop it and remove its files:\n  {ctl} demo stop --dir {}",
             plan.ips[0],
             plan.base_port,
             plan.agent(0),

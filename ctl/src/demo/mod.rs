@@ -71,7 +71,7 @@ const SECONDS_DEFAULT: u32 = 10;
 Examples:
   redmeshctl demo
   redmeshctl demo --hosts 6 --per-host 4 --replicas 1 --writes 1M
-  redmeshctl demo --keep && redis-cli -c -h 127.0.0.3 -p 6379 get x; redmeshctl demo stop --dir redmesh-demo
+  redmeshctl demo --keep            then: redmeshctl demo stop --dir redmesh-demo
   redmeshctl demo -o json
 
 Default size: 15 instances per core and at most what a quarter of the available memory
@@ -188,8 +188,13 @@ async fn start(options: DemoOptions, timeout: Duration, output: &Output) -> anyh
         return Ok(Exit::ok_if(whole));
     }
     let torn_down = demo.tear_down(&mut signals, options.keep).await;
-    if result.is_err() && !options.keep {
-        note("demo: nothing is left of it; with --keep the logs stay");
+    if result.is_err() && torn_down.is_ok() {
+        note(&match options.keep {
+            true => {
+                format!("demo: nothing runs any more; files and logs are in {}", demo.dir.path().display())
+            }
+            false => "demo: nothing is left of it; with --keep the logs stay".to_owned(),
+        });
     }
     let report = result?;
     torn_down?;

@@ -116,7 +116,5 @@ mod tests {
         let all = TcpListener::bind("0.0.0.0:0").unwrap();
         let addr = SocketAddr::new("127.31.9.2".parse().unwrap(), all.local_addr().unwrap().port());
         assert!(check_one(Protocol::Tcp, addr, "data", "--base-port").is_err());
-        drop(all);
-        check_one(Protocol::Tcp, addr, "data", "--base-port").unwrap();
     }
 }

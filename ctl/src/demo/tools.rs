@@ -68,6 +68,10 @@ mod tests {
         let error = server(Some(Path::new("no-such-server"))).unwrap_err().to_string();
         assert!(error.contains("--server no-such-server"), "{error}");
         assert!(in_path("sh").is_some());
-        assert!(!is_executable(Path::new("/etc/hostname")));
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("agent");
+        std::fs::write(&file, "").unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+        assert!(!is_executable(&file) && !is_executable(dir.path()));
     }
 }

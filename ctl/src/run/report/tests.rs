@@ -8,6 +8,7 @@ use super::*;
 pub fn done() -> RunView {
     let mut view = running();
     view.run.stage = RunStage::Done;
+    view.waiting_for = None;
     view.run.result = Some(RunResult {
         outcome: Outcome::Completed,
         tallies: vec![tally(1, 600_000), tally(2, 400_000)],
