@@ -90,11 +90,7 @@ async fn build(config: Config) -> Result<Running> {
         advertise: config.mesh.advertise,
         identity,
         host_secret: *host.secret(),
-        local: LocalPeer {
-            id: host.id(),
-            boot_id: host.generation(),
-            mesh_name: config.mesh.name.clone(),
-        },
+        local: LocalPeer { id: host.id(), boot_id: host.generation(), mesh_name: config.mesh.name.clone() },
         mesh_id: known_mesh,
     })
     .context("can't open the mesh port")?;
@@ -189,10 +185,12 @@ async fn build(config: Config) -> Result<Running> {
         directives,
         somaxconn: somaxconn(),
     };
-    let reconcile = instances::reconcile(levels_cell.subscribe(), supervisor.clone(), local, refused, cancel.clone());
+    let reconcile =
+        instances::reconcile(levels_cell.subscribe(), supervisor.clone(), local, refused, cancel.clone());
     tasks.spawn(named("instances", reconcile));
     let (viewed, seen) = watch::channel(Arc::new(Views::default()));
-    let watching = views::watch_views(host.id(), levels_cell.subscribe(), admin.clone(), viewed, cancel.clone());
+    let watching =
+        views::watch_views(host.id(), levels_cell.subscribe(), admin.clone(), viewed, cancel.clone());
     tasks.spawn(named("views", watching));
     let sources = Sources {
         levels: levels_cell.subscribe(),

@@ -83,8 +83,9 @@ impl LevelCell {
     pub fn open(state_dir: &Path) -> Result<Self, LevelError> {
         let path = state_dir.join(FILE_NAME);
         let level = match std::fs::read(&path) {
-            Ok(bytes) => codec::decode(&bytes)
-                .map_err(|source| LevelError::Corrupt { path: path.clone(), source })?,
+            Ok(bytes) => {
+                codec::decode(&bytes).map_err(|source| LevelError::Corrupt { path: path.clone(), source })?
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Level::default(),
             Err(source) => return Err(LevelError::Io { path, source }),
         };

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
-use redmesh_agent::config::{Config, LogConfig, LogFormat, Overrides};
 use redmesh_agent::app;
+use redmesh_agent::config::{Config, LogConfig, LogFormat, Overrides};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -59,7 +59,8 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Logging may not be set up yet, and this must be seen.
-            let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("redmesh-agent: {error:#}\n"));
+            let _ =
+                std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("redmesh-agent: {error:#}\n"));
             ExitCode::FAILURE
         }
     }
@@ -106,10 +107,16 @@ fn check(path: &Path, config: &Config) -> Result<()> {
     std::io::Write::write_all(&mut std::io::stdout(), words.as_bytes()).context("can't write to stdout")
 }
 
+/// A plain level is meant for the agent: openraft at the same level would drown it.
 fn filter(log: &LogConfig) -> Result<EnvFilter> {
-    EnvFilter::builder()
-        .parse(&log.filter)
-        .with_context(|| format!("log.level = {:?}: must be error, warn, info, debug or trace, or tracing directives", log.filter))
+    let plain = log.filter.chars().all(char::is_alphabetic);
+    let directives = if plain { format!("{},openraft=warn", log.filter) } else { log.filter.clone() };
+    EnvFilter::builder().parse(&directives).with_context(|| {
+        format!(
+            "log.level = {:?}: must be error, warn, info, debug or trace, or tracing directives",
+            log.filter
+        )
+    })
 }
 
 fn start_logging(log: &LogConfig) -> Result<()> {

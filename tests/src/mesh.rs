@@ -235,7 +235,8 @@ impl Mesh {
         let mut all = vec!["-o", "json"];
         all.extend(args);
         let text = self.ok_at(host, &all);
-        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{args:?} printed no JSON: {error}\n{text}"))
+        serde_json::from_str(&text)
+            .unwrap_or_else(|error| panic!("{args:?} printed no JSON: {error}\n{text}"))
     }
 
     /// The same, `None` where the command failed (while a mesh heals).

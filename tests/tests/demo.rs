@@ -35,7 +35,10 @@ fn the_demo_reports_honestly_and_leaves_nothing() {
     assert_eq!((&report["hosts"], &report["instances"]), (&Value::from(3), &Value::from(6)));
     let (run, ledger) = (&report["run"], &report["ledger"]);
     assert_eq!((&run["issued"], &run["acked"]), (&Value::from(20_000), &Value::from(20_000)), "{report}");
-    assert_eq!((&ledger["dbsize"], &ledger["cmdstat_set_calls"]), (&Value::from(20_000), &Value::from(20_000)));
+    assert_eq!(
+        (&ledger["dbsize"], &ledger["cmdstat_set_calls"]),
+        (&Value::from(20_000), &Value::from(20_000))
+    );
     assert_eq!((&ledger["lost"], &ledger["ok"]), (&Value::from(0), &Value::Bool(true)));
     assert!(process::below(root.path()).is_empty(), "processes are left");
     assert!(!dir.exists(), "the directory is left");
@@ -50,7 +53,8 @@ fn a_kept_demo_goes_on_until_it_is_stopped() {
         .args(["--writes", "1000", "--keep"])
         .output()
         .expect("run the demo");
-    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{text}");
     assert!(text.contains("redis-cli -c -h 127.91.0.1 -p 6379"), "{text}");
     assert_eq!(process::servers_below(root.path()).len(), 6);
@@ -78,7 +82,8 @@ fn an_interrupted_demo_leaves_nothing() {
     });
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("interrupt the demo");
-    let status = until("the demo to end", Duration::from_secs(60), || child.try_wait().expect("ask for a child"));
+    let status =
+        until("the demo to end", Duration::from_secs(60), || child.try_wait().expect("ask for a child"));
     let left = process::below(root.path());
     process::kill_below(root.path());
     assert!(!status.success());

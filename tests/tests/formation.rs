@@ -100,7 +100,8 @@ fn a_directory_of_another_cluster_is_left_alone() {
     let mesh = MeshBuilder::new(3).ready();
     let foreign = mesh.host_dir(2).join("redis_cluster/6379");
     std::fs::create_dir_all(&foreign).expect("make a directory");
-    let nodes = "07c37dfeb235213a872192d90877d0cd55635b91 127.0.0.1:1@10001 myself,master - 0 0 1 connected\n";
+    let nodes =
+        "07c37dfeb235213a872192d90877d0cd55635b91 127.0.0.1:1@10001 myself,master - 0 0 1 connected\n";
     std::fs::write(foreign.join("nodes.conf"), nodes).expect("write nodes.conf");
     let output = mesh.ctl_at(0, &["cluster", "create", "--instances-per-host", "1", "--deadline", "6"]);
     assert_eq!(output.status.code(), Some(1));

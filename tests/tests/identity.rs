@@ -38,7 +38,8 @@ fn with_too_few_hosts_the_mesh_waits_and_says_for_whom() {
     let mesh = MeshBuilder::new(2).expecting(3).start();
     let waiting = until("the agents to see each other", SOON, || {
         let members = mesh.try_json_at(0, &["members"])?;
-        (members["members"].as_array()?.len() == 2).then(|| members["waiting_for"].as_str().map(str::to_owned))?
+        (members["members"].as_array()?.len() == 2)
+            .then(|| members["waiting_for"].as_str().map(str::to_owned))?
     });
     assert!(waiting.contains("1 more host"), "{waiting}");
     assert!(waiting.contains("host-1") && waiting.contains("host-2"), "{waiting}");

@@ -21,7 +21,9 @@ fn count(value: &Value) -> u64 {
 fn keys_by_redis_cli(mesh: &Mesh, hosts: usize, per_host: u16) -> u64 {
     (0..hosts)
         .flat_map(|host| (0..per_host).map(move |i| (host, 6379 + i)))
-        .map(|(host, port)| mesh.redis_cli(host, port, &["DBSIZE"]).parse::<u64>().expect("DBSIZE is a number"))
+        .map(|(host, port)| {
+            mesh.redis_cli(host, port, &["DBSIZE"]).parse::<u64>().expect("DBSIZE is a number")
+        })
         .sum()
 }
 

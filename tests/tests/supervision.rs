@@ -38,7 +38,11 @@ fn servers_keep_their_pids_while_their_agent_is_killed_and_comes_back() {
     mesh.kill_agent(1);
     until("the others to notice", SOON, || {
         let members = mesh.try_json_at(0, &["members"])?;
-        members["members"].as_array()?.iter().any(|m| m["name"] == "host-2" && m["state"] == "dead").then_some(())
+        members["members"]
+            .as_array()?
+            .iter()
+            .any(|m| m["name"] == "host-2" && m["state"] == "dead")
+            .then_some(())
     });
     assert_eq!(mesh.servers(), pids, "servers outlive their agent");
     mesh.start_agent(1);

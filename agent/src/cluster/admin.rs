@@ -135,7 +135,7 @@ impl AdminPool {
 
     /// The instance's state and view. Never fails: what is amiss stands in the view.
     pub async fn check(&self, target: Target) -> InstanceView {
-        self.try_check(target).await.unwrap_or_else(|error| silent(target, words(&error)))
+        self.try_check(target).await.unwrap_or_else(|error| silent(target, crate::error_chain(&error)))
     }
 
     /// [`AdminPool::check`] of many, [`ASKED_AT_ONCE_MAX`] at a time, in their order.
@@ -255,12 +255,22 @@ impl AdminPool {
         name: &'static str,
         command: &redis::Cmd,
     ) -> Result<T, AdminError> {
+        let failed = |source| AdminError::Command { addr, command: name, source };
+        let kept = self.connections().get(&addr).cloned();
+        if let Some(mut connection) = kept {
+            match command.query_async(&mut connection).await {
+                // The server may have been restarted since: that is worth a fresh connection.
+                Err(error) if error.is_io_error() && !error.is_timeout() => self.forget(addr),
+                answer => return answer.inspect_err(|_| self.forget(addr)).map_err(failed),
+            }
+        }
         let mut connection = self.connection(addr).await?;
         let answer = command.query_async(&mut connection).await;
-        if answer.is_err() {
-            self.connections().remove(&addr);
-        }
-        answer.map_err(|source| AdminError::Command { addr, command: name, source })
+        answer.inspect_err(|_| self.forget(addr)).map_err(failed)
+    }
+
+    fn forget(&self, addr: SocketAddr) {
+        self.connections().remove(&addr);
     }
 
     async fn connection(&self, addr: SocketAddr) -> Result<MultiplexedConnection, AdminError> {
@@ -313,18 +323,6 @@ fn silent(target: Target, problem: String) -> InstanceView {
         open_slots: Vec::new(),
         problem: Some(problem),
     }
-}
-
-/// An error with its causes, in one line.
-fn words(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -246,7 +246,11 @@ fn validate_mesh(raw: raw::Mesh) -> Result<MeshConfig, ConfigError> {
 fn validate_redis(raw: raw::Redis, mesh_ip: IpAddr) -> Result<RedisConfig, ConfigError> {
     let ip = raw.ip.unwrap_or(mesh_ip);
     if ip.is_unspecified() || ip.is_multicast() {
-        return Err(invalid("redis.ip", ip, "instances announce it to each other: it must be this host's own"));
+        return Err(invalid(
+            "redis.ip",
+            ip,
+            "instances announce it to each other: it must be this host's own",
+        ));
     }
     if raw.base_port < 1024 || raw.base_port > u16::MAX - BUS_PORT_OFFSET {
         return Err(invalid(

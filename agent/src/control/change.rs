@@ -51,7 +51,10 @@ impl Control {
         if !(1..=INSTANCES_PER_HOST_MAX).contains(&spec.instances_per_host) {
             return refused(
                 RefusalKind::Invalid,
-                format!("instances per host = {}: must be 1 to {INSTANCES_PER_HOST_MAX}", spec.instances_per_host),
+                format!(
+                    "instances per host = {}: must be 1 to {INSTANCES_PER_HOST_MAX}",
+                    spec.instances_per_host
+                ),
             );
         }
         let known = self.census.hosts();

@@ -25,7 +25,9 @@ pub async fn cluster_check(census: &Census, transport: &dyn Transport) -> Contro
     };
     let hosts = census.hosts();
     let asked = plan.hosts.iter().map(|planned| async {
-        let Some(host) = hosts.get(&planned.id) else { return Err(format!("{}: gone from the mesh", planned.name)) };
+        let Some(host) = hosts.get(&planned.id) else {
+            return Err(format!("{}: gone from the mesh", planned.name));
+        };
         match peer::ask(transport, host.addr, &PeerRequest::CheckInstances, peer::INSTANCES_DEADLINE).await {
             Ok(PeerReply::Views(views)) => Ok(views),
             Ok(other) => Err(format!("{}: answered {other:?}", planned.name)),
@@ -65,7 +67,12 @@ pub fn judge(plan: &ClusterPlan, mut views: Vec<InstanceView>, mut errors: Vec<S
             errors.push(format!("{}: cluster_state:fail", view.addr));
         }
         if view.known_nodes as usize != plan.instances.len() {
-            errors.push(format!("{}: knows {} of {} nodes", view.addr, view.known_nodes, plan.instances.len()));
+            errors.push(format!(
+                "{}: knows {} of {} nodes",
+                view.addr,
+                view.known_nodes,
+                plan.instances.len()
+            ));
         }
         if let Some(problem) = &view.problem {
             warnings.push(format!("{}: {problem}", view.addr));
@@ -75,7 +82,11 @@ pub fn judge(plan: &ClusterPlan, mut views: Vec<InstanceView>, mut errors: Vec<S
         let majority = by_digest.values().map(Vec::len).max().unwrap_or(0);
         let others = by_digest.values().filter(|group| group.len() < majority).flatten();
         let names: Vec<_> = others.map(|view| view.addr.to_string()).take(ERRORS_LISTED_MAX).collect();
-        errors.push(format!("views differ ({} kinds); apart from the majority: {}", by_digest.len(), names.join(", ")));
+        errors.push(format!(
+            "views differ ({} kinds); apart from the majority: {}",
+            by_digest.len(),
+            names.join(", ")
+        ));
     }
     let slots_covered = u16::try_from(covered.len()).unwrap_or(SLOTS);
     if slots_covered < SLOTS {

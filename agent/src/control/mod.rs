@@ -106,7 +106,10 @@ impl Control {
     async fn forward(&self, request: ControlRequest) -> ControlReply {
         let Some(coordinator) = self.census.coordinator() else {
             let why = self.waiting_for().unwrap_or_else(|| "an election".to_owned());
-            return refused(RefusalKind::NoCoordinator, format!("no coordinator acts at the moment; waiting for {why}"));
+            return refused(
+                RefusalKind::NoCoordinator,
+                format!("no coordinator acts at the moment; waiting for {why}"),
+            );
         };
         let forwarded = PeerRequest::Forward(request);
         match peer::ask(&*self.transport, coordinator.addr, &forwarded, peer::FORWARD_DEADLINE).await {
@@ -114,7 +117,11 @@ impl Control {
             Ok(other) => refused(RefusalKind::Internal, format!("{} answered {other:?}", coordinator.name())),
             Err(error) => refused(
                 RefusalKind::NoCoordinator,
-                format!("the coordinator {} did not answer: {}", coordinator.name(), crate::error_chain(&error)),
+                format!(
+                    "the coordinator {} did not answer: {}",
+                    coordinator.name(),
+                    crate::error_chain(&error)
+                ),
             ),
         }
     }

@@ -80,7 +80,9 @@ pub fn find<'a>(level: &'a Level, reference: &RunRef) -> Result<&'a Run, Refusal
             let mut matching = level.runs.iter().filter(|run| run.id.0.to_string().starts_with(&prefix));
             match (matching.next(), matching.next()) {
                 (Some(run), None) => Ok(run),
-                (None, _) => Err(not_found(format!("no run begins with {prefix:?}: see redmeshctl run list"))),
+                (None, _) => {
+                    Err(not_found(format!("no run begins with {prefix:?}: see redmeshctl run list")))
+                }
                 (Some(_), Some(_)) => {
                     Err(not_found(format!("several runs begin with {prefix:?}: give more of its id")))
                 }
@@ -142,7 +144,8 @@ impl Control {
             .shares
             .iter()
             .filter(|share| {
-                let closed = tallies.iter().filter(|tally| tally.host == share.host).all(|tally| tally.closed);
+                let closed =
+                    tallies.iter().filter(|tally| tally.host == share.host).all(|tally| tally.closed);
                 let any = tallies.iter().any(|tally| tally.host == share.host);
                 !(any && closed) && hosts.get(&share.host).is_none_or(|host| !host.alive)
             })

@@ -80,7 +80,9 @@ impl Server {
             PeerRequest::SampleServers => self.sample().await,
             PeerRequest::CheckInstances => PeerReply::Views(self.views().await),
             PeerRequest::RunReport(run) => PeerReply::Report(self.shares.report(run)),
-            PeerRequest::Forward(request) => PeerReply::Control(Box::new(self.serve_forwarded(request).await)),
+            PeerRequest::Forward(request) => {
+                PeerReply::Control(Box::new(self.serve_forwarded(request).await))
+            }
         }
     }
 
@@ -98,9 +100,13 @@ impl Server {
 
     async fn sample(&self) -> PeerReply {
         let level = self.census.level();
-        let own: Vec<_> = level.plan.iter().flat_map(|plan| {
-            plan.instances_of(self.census.host).map(|instance| (self.census.host, plan.addr_of(instance)))
-        }).collect();
+        let own: Vec<_> = level
+            .plan
+            .iter()
+            .flat_map(|plan| {
+                plan.instances_of(self.census.host).map(|instance| (self.census.host, plan.addr_of(instance)))
+            })
+            .collect();
         let (mut samples, mut missing) = (Vec::new(), Vec::new());
         for answer in self.admin.sample_all(own).await {
             match answer {

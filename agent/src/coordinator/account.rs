@@ -1,9 +1,7 @@
 //! Shares of a run, and its closed account: pure arithmetic.
 
 use redmesh_api::ids::HostId;
-use redmesh_api::run::{
-    Counts, LatencySummary, Ledger, Outcome, Run, RunResult, ServerSample, Share, Tally,
-};
+use redmesh_api::run::{Counts, LatencySummary, Ledger, Outcome, Run, RunResult, ServerSample, Share, Tally};
 
 /// Splits `workers` and `writes` over `hosts`: workers as evenly as can be, writes in
 /// proportion to workers, both adding up exactly. A host without a worker has no share.

@@ -123,7 +123,8 @@ impl Bootstrap {
         from: &[HostId],
     ) -> Result<Option<String>, ConsensusError> {
         let Some(me) = hosts.get(&self.census.host) else { return Ok(None) };
-        let pledge = Pledge { to: me.id, to_name: me.name(), expect: self.census.bootstrap_expect };
+        let holds = self.pledges.iter().copied().collect();
+        let pledge = Pledge { to: me.id, to_name: me.name(), expect: self.census.bootstrap_expect, holds };
         let mut refused = None;
         for host in from.iter().filter_map(|id| hosts.get(id)) {
             let reply = if host.id == me.id {

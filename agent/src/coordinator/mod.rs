@@ -139,7 +139,9 @@ impl Coordinator {
     async fn take(&self, step: Step) {
         let command = match &step {
             Step::Found => Command::Found { mesh: MeshId(Uuid::new_v4()) },
-            Step::AdvancePlan { plan, to } => Command::AdvancePlan { plan: *plan, to: *to, at_unix_ms: orders::now_unix_ms() },
+            Step::AdvancePlan { plan, to } => {
+                Command::AdvancePlan { plan: *plan, to: *to, at_unix_ms: orders::now_unix_ms() }
+            }
             Step::CloseRun { run, outcome } => {
                 match settle::settle(&self.census, &*self.transport, *run, outcome.clone()).await {
                     Some(result) => Command::CloseRun { run: *run, result: Box::new(result) },

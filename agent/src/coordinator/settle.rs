@@ -28,11 +28,17 @@ pub async fn sample_servers(census: &Census, transport: &dyn Transport) -> Sampl
     let hosts = census.hosts();
     let asked = plan.hosts.iter().map(|planned| async {
         let Some(host) = hosts.get(&planned.id) else {
-            return Sampled { samples: Vec::new(), missing: vec![format!("{}: gone from the mesh", planned.name)] };
+            return Sampled {
+                samples: Vec::new(),
+                missing: vec![format!("{}: gone from the mesh", planned.name)],
+            };
         };
         match peer::ask(transport, host.addr, &PeerRequest::SampleServers, peer::INSTANCES_DEADLINE).await {
             Ok(PeerReply::Samples { samples, missing }) => Sampled { samples, missing },
-            Ok(other) => Sampled { samples: Vec::new(), missing: vec![format!("{}: answered {other:?}", planned.name)] },
+            Ok(other) => Sampled {
+                samples: Vec::new(),
+                missing: vec![format!("{}: answered {other:?}", planned.name)],
+            },
             Err(error) => Sampled {
                 samples: Vec::new(),
                 missing: vec![format!("{}: {}", planned.name, crate::error_chain(&error))],
@@ -67,14 +73,16 @@ pub async fn gather(census: &Census, transport: &dyn Transport, run: &Run) -> Ga
                 match decode_histogram(&report) {
                     Ok(Some(histogram)) if gathered.latency.add(&histogram).is_ok() => {}
                     Ok(None) => {}
-                    Ok(Some(_)) => gathered.notes.push(format!("latencies of {name} don't fit and are left out")),
+                    Ok(Some(_)) => {
+                        gathered.notes.push(format!("latencies of {name} don't fit and are left out"))
+                    }
                     Err(reason) => gathered.notes.push(format!("latencies of {name} are missing: {reason}")),
                 }
                 gathered.tallies.extend(report.tallies);
             }
-            Err(reason) => gathered
-                .notes
-                .push(format!("{name} did not report: {reason}; its gossiped counts are taken, its latencies are missing")),
+            Err(reason) => gathered.notes.push(format!(
+                "{name} did not report: {reason}; its gossiped counts are taken, its latencies are missing"
+            )),
         }
     }
     gathered
@@ -97,7 +105,8 @@ async fn reports(
         let Some(host) = hosts.get(&share.host) else {
             return (share.host.to_string(), Err("gone from the mesh".to_owned()));
         };
-        let reply = peer::ask(transport, host.addr, &PeerRequest::RunReport(run.id), peer::QUICK_DEADLINE).await;
+        let reply =
+            peer::ask(transport, host.addr, &PeerRequest::RunReport(run.id), peer::QUICK_DEADLINE).await;
         let report = match reply {
             Ok(PeerReply::Report(report)) => Ok(report),
             Ok(other) => Err(format!("answered {other:?}")),

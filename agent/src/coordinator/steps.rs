@@ -79,8 +79,7 @@ fn next_stage(plan: &ClusterPlan, seen: &BTreeMap<HostId, Seen>) -> Option<PlanS
             let planned = plan.instances_of(host.id).count();
             seen.get(&host.id).is_some_and(|seen| {
                 // Figures of another stage say nothing about this one.
-                seen.observed.plan == Some((plan.id, plan.stage))
-                    && ready(&seen.observed) as usize == planned
+                seen.observed.plan == Some((plan.id, plan.stage)) && ready(&seen.observed) as usize == planned
             })
         })
     };
@@ -100,12 +99,7 @@ enum ShareState {
     Lost(String),
 }
 
-fn outcome(
-    run: &Run,
-    seen: &BTreeMap<HostId, Seen>,
-    tallies: &[Tally],
-    now_unix_ms: u64,
-) -> Option<Outcome> {
+fn outcome(run: &Run, seen: &BTreeMap<HostId, Seen>, tallies: &[Tally], now_unix_ms: u64) -> Option<Outcome> {
     let mut lost = Vec::new();
     for share in &run.shares {
         match share_state(run, share, seen, tallies, now_unix_ms) {
@@ -134,9 +128,7 @@ fn share_state(
     let spent = match (run.stage, run.spec.until) {
         (RunStage::Stopping, _) => true,
         (_, RunUntil::Writes(_)) => issued >= share.writes.unwrap_or(0),
-        (_, RunUntil::Seconds(seconds)) => {
-            now_unix_ms >= run.created_unix_ms + u64::from(seconds) * 1000
-        }
+        (_, RunUntil::Seconds(seconds)) => now_unix_ms >= run.created_unix_ms + u64::from(seconds) * 1000,
     };
     if all_closed && spent {
         return ShareState::Spent;

@@ -183,7 +183,8 @@ impl Shares {
                     // Came back after the stop: only the account is left to give.
                     None => {
                         let (earlier, problem) = split(self.recover(run.id));
-                        let share = LocalShare { earlier, live: None, problem, cancel: CancellationToken::new() };
+                        let share =
+                            LocalShare { earlier, live: None, problem, cancel: CancellationToken::new() };
                         self.lock().insert(run.id, Arc::new(share));
                     }
                 },
@@ -227,8 +228,9 @@ impl Shares {
         cancel: &CancellationToken,
     ) -> Result<ShareHandle, String> {
         let dir = self.ledger_dir(run.id);
-        std::fs::create_dir_all(&dir)
-            .map_err(|error| format!("can't create {}: {error}; check free space and permissions", dir.display()))?;
+        std::fs::create_dir_all(&dir).map_err(|error| {
+            format!("can't create {}: {error}; check free space and permissions", dir.display())
+        })?;
         let slots = watch::Sender::new(Arc::new(planned_slots(plan).map_err(|e| crate::error_chain(&e))?));
         let (refresh, asked) = mpsc::channel(1);
         let spec = ShareSpec {
@@ -241,7 +243,8 @@ impl Shares {
             threads: self.settings.threads,
         };
         let path = dir.join(format!("{epoch}.ledger"));
-        let handle = Engine::start(spec, slots.subscribe(), refresh, path).map_err(|e| crate::error_chain(&e))?;
+        let handle =
+            Engine::start(spec, slots.subscribe(), refresh, path).map_err(|e| crate::error_chain(&e))?;
         info!(run = %run.id, epoch, workers = share.workers, ?until, "share started");
         let sources = refresh_sources(plan, self.settings.host);
         tokio::spawn(refresh_slots(sources, admin.clone(), asked, slots, cancel.clone()));
@@ -356,8 +359,12 @@ async fn refresh_slots(
                     first = source;
                     break;
                 }
-                Ok(Err(error)) => warn!(from = %sources[source], error = %crate::error_chain(&error), "unusable topology"),
-                Err(error) => warn!(from = %sources[source], error = %crate::error_chain(&error), "can't refresh the topology"),
+                Ok(Err(error)) => {
+                    warn!(from = %sources[source], error = %crate::error_chain(&error), "unusable topology")
+                }
+                Err(error) => {
+                    warn!(from = %sources[source], error = %crate::error_chain(&error), "can't refresh the topology")
+                }
             }
         }
         tokio::time::sleep(REFRESH_INTERVAL_MIN).await;

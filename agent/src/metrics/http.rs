@@ -46,9 +46,9 @@ pub async fn serve(
 /// # Errors
 /// With the address and the remedy in words.
 pub async fn bind(addr: SocketAddr) -> Result<TcpListener, String> {
-    TcpListener::bind(addr).await.map_err(|error| {
-        format!("http.listen = {addr}: {error}; choose another address, or \"off\"")
-    })
+    TcpListener::bind(addr)
+        .await
+        .map_err(|error| format!("http.listen = {addr}: {error}; choose another address, or \"off\""))
 }
 
 async fn metrics(State(sources): State<Sources>) -> impl IntoResponse {

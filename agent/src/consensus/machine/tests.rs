@@ -127,14 +127,23 @@ fn the_first_found_wins() {
 #[test]
 fn there_is_one_plan_and_it_only_advances() {
     let mut machine = Machine::default();
-    machine.rejected(Command::AdvancePlan { plan: plan(1).id, to: PlanStage::Release, at_unix_ms: 2 }, "no plan yet");
+    machine.rejected(
+        Command::AdvancePlan { plan: plan(1).id, to: PlanStage::Release, at_unix_ms: 2 },
+        "no plan yet",
+    );
     machine.done(Command::CreatePlan(Box::new(plan(1))));
     machine.done(Command::AdvancePlan { plan: plan(1).id, to: PlanStage::Release, at_unix_ms: 2 });
     machine.unchanged(Command::CreatePlan(Box::new(plan(1))));
     machine.unchanged(Command::AdvancePlan { plan: plan(1).id, to: PlanStage::Release, at_unix_ms: 2 });
-    machine.rejected(Command::AdvancePlan { plan: plan(1).id, to: PlanStage::Prepare, at_unix_ms: 2 }, "only advance");
+    machine.rejected(
+        Command::AdvancePlan { plan: plan(1).id, to: PlanStage::Prepare, at_unix_ms: 2 },
+        "only advance",
+    );
     machine.rejected(Command::CreatePlan(Box::new(plan(2))), "a plan already");
-    machine.rejected(Command::AdvancePlan { plan: plan(2).id, to: PlanStage::Formed, at_unix_ms: 2 }, "not the mesh's plan");
+    machine.rejected(
+        Command::AdvancePlan { plan: plan(2).id, to: PlanStage::Formed, at_unix_ms: 2 },
+        "not the mesh's plan",
+    );
 }
 
 #[test]
@@ -213,7 +222,11 @@ fn any_command() -> impl Strategy<Value = Command> {
     prop_oneof![
         id.clone().prop_map(|id| Command::Found { mesh: MeshId(Uuid::from_u128(id)) }),
         id.clone().prop_map(|id| Command::CreatePlan(Box::new(plan(id)))),
-        (id.clone(), plan_stage).prop_map(|(id, to)| Command::AdvancePlan { plan: plan(id).id, to, at_unix_ms: 2 }),
+        (id.clone(), plan_stage).prop_map(|(id, to)| Command::AdvancePlan {
+            plan: plan(id).id,
+            to,
+            at_unix_ms: 2
+        }),
         id.clone().prop_map(|id| Command::StartRun(Box::new(run(id)))),
         (id.clone(), run_stage).prop_map(|(id, to)| Command::AdvanceRun { run: run(id).id, to }),
         (id, 0usize..2).prop_map(|(id, samples)| Command::CloseRun {

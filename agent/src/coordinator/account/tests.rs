@@ -24,7 +24,15 @@ proptest! {
 }
 
 fn sample(port: u16, run_id: &str, primary: bool, dbsize: u64, set_calls: u64) -> ServerSample {
-    ServerSample { host: HostId(1), port, run_id: run_id.to_owned(), primary, dbsize, set_calls, cpu_us: set_calls }
+    ServerSample {
+        host: HostId(1),
+        port,
+        run_id: run_id.to_owned(),
+        primary,
+        dbsize,
+        set_calls,
+        cpu_us: set_calls,
+    }
 }
 
 fn run(before: Vec<ServerSample>) -> Run {
