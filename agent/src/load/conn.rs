@@ -140,9 +140,14 @@ impl Conn {
         encode(&mut self.out);
     }
 
-    /// Takes what the next reply answers.
+    /// Takes what the next reply answers; `None` when the server owes none: what it was
+    /// not sent it can't have answered.
     #[inline]
     pub fn pop(&mut self) -> Option<Expect> {
+        let (_, start) = *self.pending.front()?;
+        if start >= self.base + self.written as u64 {
+            return None;
+        }
         self.pending.pop_front().map(|(expect, _)| expect)
     }
 

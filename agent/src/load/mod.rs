@@ -151,3 +151,6 @@ impl Default for Limits {
 pub fn ledger_path(dir: &std::path::Path, run: RunId, epoch: u32) -> PathBuf {
     dir.join(format!("{}-{epoch}.{}", run.0.simple(), ledger::EXTENSION))
 }
+
+#[cfg(test)]
+mod tests;
