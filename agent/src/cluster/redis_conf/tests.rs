@@ -1,1 +1,129 @@
+use proptest::prelude::*;
 
+use super::*;
+
+fn conf(directives: &[(&str, &[&str])]) -> RedisConf {
+    let own = |values: &[&str]| values.iter().map(|v| (*v).to_owned()).collect();
+    RedisConf {
+        addr: "10.0.0.1:6379".parse().unwrap(),
+        node_timeout_ms: 15_000,
+        clients_needed: clients_needed(1000),
+        dir: "/var/lib/redmesh/6379".into(),
+        somaxconn: Some(4096),
+        directives: directives.iter().map(|(name, values)| ((*name).to_owned(), own(values))).collect(),
+    }
+}
+
+fn render(directives: &[(&str, &[&str])]) -> String {
+    conf(directives).render().unwrap()
+}
+
+fn refusal(directives: &[(&str, &[&str])]) -> String {
+    conf(directives).render().unwrap_err().to_string()
+}
+
+#[test]
+fn defaults() {
+    let expected = "\
+# Written by redmesh-agent before each start; edits are lost.
+port 6379
+bind 10.0.0.1
+cluster-announce-ip 10.0.0.1
+cluster-enabled yes
+cluster-config-file nodes.conf
+cluster-node-timeout 15000
+daemonize no
+supervised no
+dir /var/lib/redmesh/6379
+logfile redis.log
+appendonly no
+save \"\"
+protected-mode no
+tcp-backlog 4096
+maxclients 6094
+";
+    assert_eq!(render(&[]), expected);
+}
+
+#[test]
+fn users_directives_replace_defaults() {
+    let text = render(&[("Save", &["900 1", "300 10"]), ("maxmemory", &["8gb"]), ("appendonly", &["yes"])]);
+    assert!(text.ends_with("save 900 1\nsave 300 10\nmaxmemory 8gb\nappendonly yes\n"), "{text}");
+    assert!(!text.contains("save \"\"") && !text.contains("appendonly no"), "{text}");
+    assert!(render(&[("save", &[""])]).contains("save \"\"\n"));
+}
+
+#[test]
+fn values_are_quoted_as_redis_reads_them() {
+    let text = render(&[
+        ("proc-title-template", &["\"{title} \\\"x\\\" #1\""]),
+        ("user", &["a on '>p w' ~* +@all"]),
+    ]);
+    assert!(text.contains("proc-title-template \"{title} \\\"x\\\" #1\"\n"), "{text}");
+    assert!(text.contains("user a on \">p w\" ~* +@all\n"), "{text}");
+}
+
+#[test]
+fn a_password_is_given_to_replicas_too() {
+    let text = render(&[("requirepass", &["\"top secret\""])]);
+    assert!(text.contains("requirepass \"top secret\"\nmasterauth \"top secret\"\n"), "{text}");
+    let own =
+        [("requirepass".to_owned(), vec!["a".to_owned()]), ("masterauth".to_owned(), vec!["b".to_owned()])];
+    assert_eq!(password(&own).as_deref(), Some("a"));
+    assert_eq!(render(&[("requirepass", &["a"]), ("masterauth", &["b"])]).matches("masterauth").count(), 1);
+    assert_eq!(password(&[]), None);
+}
+
+#[test]
+fn owned_directives_are_refused_by_name() {
+    for (name, _) in OWNED {
+        let words = refusal(&[(&name.to_uppercase(), &["1"])]);
+        assert!(words.contains(&name.to_uppercase()), "{words}");
+    }
+    assert!(refusal(&[("bind-source-addr", &["10.0.0.1"])]).contains("ephemeral ports"));
+}
+
+#[test]
+fn nothing_can_be_smuggled_in() {
+    assert!(refusal(&[("maxmemory", &["1gb\nport 1"])]).contains("line break"));
+    assert!(refusal(&[("max memory", &["1"])]).contains("not a directive's name"));
+    assert!(refusal(&[("", &["1"])]).contains("not a directive's name"));
+    assert!(refusal(&[("maxmemory", &["\"1gb"])]).contains("unbalanced"));
+    assert!(refusal(&[("maxmemory", &["a\"b"])]).contains("unbalanced"));
+    assert!(refusal(&[("hz", &["1"]), ("HZ", &["2"])]).contains("twice"));
+    let long = "x".repeat(VALUE_BYTES_MAX + 1);
+    assert!(refusal(&[("maxmemory", &[&long])]).contains("4096"));
+    let mut conf = conf(&[]);
+    conf.dir = "/a\nport 1".into();
+    assert!(conf.render().is_err());
+}
+
+#[test]
+fn a_backlog_beyond_the_kernels_is_cut_and_said() {
+    let mut conf = conf(&[]);
+    conf.somaxconn = Some(128);
+    let text = conf.render().unwrap();
+    assert!(text.contains("tcp-backlog 128\n") && text.contains("# tcp-backlog is cut"), "{text}");
+    conf.somaxconn = None;
+    assert!(conf.render().unwrap().contains("tcp-backlog 4096\n"));
+}
+
+#[test]
+fn clients_needed_counts_two_links_a_peer() {
+    assert_eq!(clients_needed(1), CLIENTS_BESIDES_BUS);
+    assert_eq!(clients_needed(1000), 2 * 999 + CLIENTS_BESIDES_BUS);
+    assert_eq!(clients_needed(usize::MAX), u32::MAX);
+}
+
+proptest! {
+    #[test]
+    fn a_value_stays_on_its_line_and_keeps_its_words(value in "\\PC{0,40}") {
+        if let Ok(words) = split_words("x", &value) {
+            let mut line = String::new();
+            push_line(&mut line, "x", &words);
+            prop_assert_eq!(line.lines().count(), 1);
+            let again = split_words("x", line.trim_end_matches('\n').strip_prefix("x ").unwrap()).unwrap();
+            prop_assert_eq!(again, words);
+        }
+    }
+}

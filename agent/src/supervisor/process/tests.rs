@@ -1,1 +1,43 @@
+use super::*;
 
+#[test]
+fn a_missing_binary_names_what_was_searched() {
+    let empty = tempfile::tempdir().unwrap();
+    let words = find_in(empty.path().as_os_str()).unwrap_err().to_string();
+    assert!(words.contains(&empty.path().display().to_string()), "{words}");
+    assert!(words.contains("apt-get install redis-server") && words.contains("redis.server"), "{words}");
+    let words = find_server(Some(Path::new("/nowhere/redis-server"))).unwrap_err().to_string();
+    assert!(words.contains("/nowhere/redis-server"), "{words}");
+}
+
+#[test]
+fn a_low_limit_of_open_files_names_the_figures() {
+    let words = nofile_words(Some(1024), 6094).unwrap_err();
+    for part in ["6158", "6094", "1024", "LimitNOFILE=6158"] {
+        assert!(words.contains(part), "{part}: {words}");
+    }
+    assert_eq!(nofile_words(Some(6158), 6094), Ok(()));
+    assert_eq!(nofile_words(None, u32::MAX), Ok(()));
+}
+
+#[test]
+fn servers_are_told_by_their_executable() {
+    let server = |exe: &str| is_server(Path::new(exe), None);
+    assert!(server("/usr/bin/redis-server") && server("/usr/bin/valkey-server"));
+    assert!(server("/usr/bin/redis-check-rdb"), "what Debian's redis-server is a link to");
+    assert!(server("/usr/bin/redis-server (deleted)"), "replaced by an upgrade");
+    assert!(!server("/usr/bin/redis-cli") && !server("/bin/sh") && !server("/"));
+    assert!(is_server(Path::new("/opt/keep/my-redis (deleted)"), Some(Path::new("/opt/keep/my-redis"))));
+}
+
+#[tokio::test]
+async fn an_end_is_reaped_and_told() {
+    for (script, told) in [("exit 3", "exit status 3"), ("kill -9 $$", "signal 9")] {
+        let child = Command::new("sh").args(["-c", script]).spawn().unwrap();
+        let process = Process::open(child.id()).unwrap();
+        assert_eq!(process.ended().await, told);
+        process.signal(Signal::KILL);
+        let gone = procfs::process::Process::new(child.id() as i32).and_then(|p| p.stat());
+        assert!(gone.is_err(), "no zombie is left");
+    }
+}
