@@ -163,6 +163,22 @@ fn a_failed_spawn_counts_as_an_exit() {
 }
 
 #[test]
+fn one_that_does_not_listen_does_not_keep_others_from_starting() {
+    let mut sim = Sim::new();
+    sim.step(Event::Wanted(Run::Held));
+    sim.step(Event::Prepared);
+    sim.step(Event::Spawned { pid: 7 });
+    assert!(sim.instance.starting());
+    assert_eq!(sim.instance.due(), Some(sim.now + START_PATIENCE));
+    assert_eq!(sim.pass(START_PATIENCE), []);
+    assert!(!sim.instance.starting() && sim.instance.awaits_bus());
+    assert_eq!(sim.instance.due(), None);
+    assert!(sim.problem().contains("bus port"), "{}", sim.problem());
+    assert_eq!(sim.step(Event::BusListening), [Effect::Hold]);
+    assert_eq!(sim.problem(), "");
+}
+
+#[test]
 fn adoption() {
     let mut sim = Sim::new();
     sim.step(Event::Wanted(Run::Running));
