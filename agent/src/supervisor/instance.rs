@@ -366,7 +366,13 @@ impl Instance {
                     probing: false,
                     probe_at: now,
                 });
-                self.advance(now)
+                let mut effects = Vec::new();
+                if !stopped && self.wanted == Some(Run::Running) {
+                    // An earlier supervisor's SIGSTOP may act only now.
+                    effects.push(Effect::Release);
+                }
+                effects.extend(self.advance(now));
+                effects
             }
             _ => Vec::new(),
         }
@@ -484,10 +490,10 @@ impl Instance {
 
     fn terminate(&mut self, kill_at: Instant) -> Vec<Effect> {
         let State::Alive(alive) = &self.state else { return Vec::new() };
-        // A stopped process keeps SIGTERM pending until it may run again.
-        let release = (alive.hold != HoldState::Free).then_some(Effect::Release);
         self.state = State::Stopping { pid: alive.pid, kill_at, killed: false };
-        release.into_iter().chain([Effect::Terminate]).collect()
+        // A stopped process keeps SIGTERM pending until it may run again. Always, for one
+        // that was adopted may be about to stop: SIGSTOP acts only once it is scheduled.
+        vec![Effect::Release, Effect::Terminate]
     }
 
     fn on_tick(&mut self, now: Instant) -> Vec<Effect> {
