@@ -6,7 +6,6 @@
 //! it waits for starts under way, so that no server appears after it is gone.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -29,11 +28,10 @@ use super::{
 /// Starts at once, for each core: a start is a burst of work on the disk and one core.
 const STARTS_PER_CORE_MAX: usize = 2;
 
-/// Pause between two looks at who listens, while some start is under way…
-const BUS_POLL_MIN: Duration = Duration::from_millis(5);
-/// … and never less than this many times what a look costs: on a host with a large
-/// socket table it is a millisecond.
-const BUS_POLL_COST_FACTOR: u32 = 10;
+/// Pause between two looks at who listens by now, while some start is under way. A look
+/// costs microseconds for each of them, and a server that is to be held should not run
+/// for long.
+const BUS_POLL: Duration = Duration::from_millis(3);
 
 /// How long after SIGKILL a process may take to be gone.
 const KILL_WAIT: Duration = Duration::from_secs(5);
@@ -64,10 +62,6 @@ enum Report {
         addr: SocketAddr,
         started: Started,
     },
-    Listening {
-        listening: io::Result<HashSet<SocketAddr>>,
-        took: Duration,
-    },
     Leftover(Vec<(SocketAddr, Found)>),
 }
 
@@ -75,8 +69,16 @@ enum Report {
 struct Stop {
     kill_at: Instant,
     /// Whether servers of earlier levels were looked for.
-    searched: bool,
+    search: Search,
     waiters: Vec<oneshot::Sender<StopReport>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Search {
+    /// To be begun once all known instances have come to rest.
+    Due,
+    UnderWay,
+    Done,
 }
 
 /// See the module's words.
@@ -92,7 +94,6 @@ pub(super) struct Actor {
     starts: JoinSet<Report>,
     /// Watches and questions: dropped at the end.
     watches: JoinSet<Report>,
-    polling: bool,
     poll_at: Instant,
     stop: Option<Stop>,
 }
@@ -109,7 +110,6 @@ impl Actor {
             starts_max: cores * STARTS_PER_CORE_MAX,
             starts: JoinSet::new(),
             watches: JoinSet::new(),
-            polling: false,
             poll_at: Instant::now(),
             stop: None,
         }
@@ -134,15 +134,15 @@ impl Actor {
         if self.options.on_exit == OnExit::Stop && self.stop.is_none() {
             self.begin_stop(STOP_DEADLINE, None);
         }
-        while self.stop.is_some() {
+        loop {
             self.settle();
+            if self.stop.is_none() {
+                break;
+            }
             let due = tokio::time::Instant::from_std(self.due());
             tokio::select! {
                 report = next_report(&mut self.starts, &mut self.watches) => self.on_report(report),
                 () = tokio::time::sleep_until(due) => self.on_tick(),
-            }
-            if self.stop_finished() {
-                self.finish_stop();
             }
         }
         // A spawn under way must come to its end, or its server would appear after us.
@@ -154,6 +154,9 @@ impl Actor {
     fn settle(&mut self) {
         self.begin_queued();
         self.poll_bus();
+        if self.stop.as_ref().is_some_and(|stop| stop.search == Search::Due) && self.all_stopped() {
+            self.search_leftover();
+        }
         if self.stop_finished() {
             self.finish_stop();
         }
@@ -171,7 +174,7 @@ impl Actor {
     fn due(&self) -> Instant {
         let idle = Instant::now() + IDLE;
         let instances = self.entries.values().filter_map(|entry| entry.instance.due());
-        let poll = (!self.polling && self.awaits_bus()).then_some(self.poll_at);
+        let poll = self.awaits_bus().then_some(self.poll_at);
         let gone = self.stop.as_ref().map(|stop| stop.kill_at + KILL_WAIT);
         instances.chain(poll).chain(gone).min().map_or(idle, |due| due.min(idle))
     }
@@ -226,13 +229,9 @@ impl Actor {
             stop.kill_at = stop.kill_at.min(kill_at);
             stop.waiters.extend(waiter);
         } else {
-            self.stop = Some(Stop { kill_at, searched: false, waiters: waiter.into_iter().collect() });
-            let data_dir = self.options.data_dir.clone();
-            let server = self.options.server.clone();
-            self.watches.spawn(async move {
-                let search = move || leftover(&data_dir, server.as_deref());
-                Report::Leftover(tokio::task::spawn_blocking(search).await.unwrap_or_default())
-            });
+            let waiters = waiter.into_iter().collect();
+            self.stop = Some(Stop { kill_at, search: Search::Due, waiters });
+            self.search_leftover();
         }
         let queued = std::mem::take(&mut self.queue);
         let addrs: Vec<SocketAddr> = self.entries.keys().copied().collect();
@@ -245,10 +244,24 @@ impl Actor {
         }
     }
 
+    fn search_leftover(&mut self) {
+        let Some(stop) = &mut self.stop else { return };
+        stop.search = Search::UnderWay;
+        let data_dir = self.options.data_dir.clone();
+        let server = self.options.server.clone();
+        self.watches.spawn(async move {
+            let search = move || leftover(&data_dir, server.as_deref());
+            Report::Leftover(tokio::task::spawn_blocking(search).await.unwrap_or_default())
+        });
+    }
+
+    fn all_stopped(&self) -> bool {
+        self.entries.values().all(|entry| entry.instance.stopped())
+    }
+
     fn stop_finished(&self) -> bool {
         let Some(stop) = &self.stop else { return false };
-        let gone = || self.entries.values().all(|entry| entry.instance.stopped());
-        (stop.searched && gone()) || Instant::now() >= stop.kill_at + KILL_WAIT
+        (stop.search == Search::Done && self.all_stopped()) || Instant::now() >= stop.kill_at + KILL_WAIT
     }
 
     fn finish_stop(&mut self) {
@@ -285,14 +298,6 @@ impl Actor {
                 }
             }
             Report::Started { addr, started } => self.on_started(addr, started),
-            Report::Listening { listening, took } => {
-                self.polling = false;
-                self.poll_at = Instant::now() + BUS_POLL_MIN.max(took * BUS_POLL_COST_FACTOR);
-                match listening {
-                    Ok(listening) => self.on_listening(&listening),
-                    Err(error) => tracing::warn!(%error, "can't read who listens from /proc/net/tcp"),
-                }
-            }
             Report::Leftover(found) => self.on_leftover(found),
         }
     }
@@ -342,30 +347,30 @@ impl Actor {
         });
     }
 
-    fn on_listening(&mut self, listening: &HashSet<SocketAddr>) {
-        let up = |addr: &SocketAddr, entry: &Entry| {
-            let bus = starter::bus_addr(*addr);
-            entry.instance.awaits_bus() && bus.is_some_and(|bus| sockets::is_listened(listening, bus))
-        };
-        let addrs: Vec<SocketAddr> =
-            self.entries.iter().filter(|(addr, entry)| up(addr, entry)).map(|(addr, _)| *addr).collect();
-        for addr in addrs {
-            self.step(addr, Event::BusListening);
-        }
-    }
-
     fn on_leftover(&mut self, found: Vec<(SocketAddr, Found)>) {
-        let Some(kill_at) = self.stop.as_mut().map(|stop| {
-            stop.searched = true;
-            stop.kill_at
-        }) else {
-            return;
-        };
+        let Some(stop) = &mut self.stop else { return };
+        stop.search = Search::Done;
+        let kill_at = stop.kill_at;
         for (addr, found) in found {
-            if self.entries.keys().any(|known| known.port() == addr.port()) {
+            let known = self.entries.iter().find(|(known, _)| known.port() == addr.port());
+            match known.map(|(_, entry)| &entry.instance) {
+                Some(instance) if instance.pid() == Some(found.pid) => continue,
+                // On its way to be adopted or refused: looked at again when that is known.
+                Some(instance) if !instance.stopped() => {
+                    if let Some(stop) = &mut self.stop {
+                        stop.search = Search::Due;
+                    }
+                    continue;
+                }
+                _ => {}
+            }
+            let addr = known.map_or(addr, |(known, _)| *known);
+            let Ok(process) = Process::open(found.pid) else { continue };
+            // Looked at again while held: the pid can't be another's from here on.
+            let server = self.options.server.as_deref();
+            if process::find_one(found.pid, &self.options.data_dir, server).is_none() {
                 continue;
             }
-            let Ok(process) = Process::open(found.pid) else { continue };
             self.entries.insert(addr, Entry::new(addr));
             self.watch(addr, process);
             self.step(addr, Event::Adopted { pid: found.pid, stopped: found.stopped });
@@ -455,19 +460,17 @@ impl Actor {
     }
 
     fn poll_bus(&mut self) {
-        if self.polling || !self.awaits_bus() || Instant::now() < self.poll_at {
+        let now = Instant::now();
+        if now < self.poll_at || !self.awaits_bus() {
             return;
         }
-        self.polling = true;
-        self.watches.spawn(async move {
-            let look = || {
-                let began = Instant::now();
-                (sockets::listening(), began.elapsed())
-            };
-            let looked = tokio::task::spawn_blocking(look).await;
-            let (listening, took) = looked.unwrap_or_else(|e| (Err(io::Error::other(e)), IDLE));
-            Report::Listening { listening, took }
-        });
+        self.poll_at = now + BUS_POLL;
+        let up = |addr: SocketAddr| starter::bus_addr(addr).is_some_and(sockets::is_listened);
+        let waiting = self.entries.iter().filter(|(_, entry)| entry.instance.awaits_bus());
+        let listening: Vec<SocketAddr> = waiting.map(|(addr, _)| *addr).filter(|addr| up(*addr)).collect();
+        for addr in listening {
+            self.step(addr, Event::BusListening);
+        }
     }
 }
 

@@ -23,6 +23,8 @@ pub const CRASH_WINDOW: Duration = Duration::from_secs(60);
 pub const CRASH_RETRY: Duration = Duration::from_secs(60);
 /// Pause before what blocks a start is looked at again.
 pub const BLOCKED_RETRY: Duration = Duration::from_secs(3);
+/// A server that doesn't listen by then is no longer waited for before others start.
+pub const START_PATIENCE: Duration = Duration::from_secs(30);
 /// Pause between probes of a server that doesn't answer yet.
 pub const PROBE_EVERY: Duration = Duration::from_millis(200);
 
@@ -124,6 +126,8 @@ struct Alive {
     since: Instant,
     adopted: bool,
     listening: bool,
+    /// It took longer than [`START_PATIENCE`] to listen.
+    late: bool,
     hold: HoldState,
     ready: bool,
     /// When the last probe went out, until its answer came.
@@ -198,8 +202,13 @@ impl Instance {
                 Vec::new()
             }
             Event::BusListening => {
-                if let State::Alive(alive) = &mut self.state {
+                if let State::Alive(alive) = &mut self.state
+                    && !alive.listening
+                {
                     alive.listening = true;
+                    if alive.late {
+                        self.problem = None;
+                    }
                 }
                 self.advance(now)
             }
@@ -237,6 +246,7 @@ impl Instance {
             State::Waiting { until, .. } => self.wanted.map(|_| *until),
             State::Stopping { kill_at, killed: false, .. } => Some(*kill_at),
             State::Alive(alive) if self.wants_probe(alive) => Some(alive.probe_at),
+            State::Alive(alive) if !alive.listening && !alive.late => Some(alive.since + START_PATIENCE),
             _ => None,
         }
     }
@@ -248,7 +258,11 @@ impl Instance {
 
     /// Whether it is on its way up and should count against the bound of starts.
     pub fn starting(&self) -> bool {
-        matches!(self.state, State::Preparing | State::Spawning) || self.awaits_bus()
+        match &self.state {
+            State::Preparing | State::Spawning => true,
+            State::Alive(alive) => !alive.listening && !alive.late,
+            _ => false,
+        }
     }
 
     /// Whether it was stopped on request.
@@ -346,12 +360,19 @@ impl Instance {
                     adopted: true,
                     // It is stopped only once its bus port listens.
                     listening: stopped,
+                    late: false,
                     hold,
                     ready: false,
                     probing: false,
                     probe_at: now,
                 });
-                self.advance(now)
+                let mut effects = Vec::new();
+                if !stopped && self.wanted == Some(Run::Running) {
+                    // An earlier supervisor's SIGSTOP may act only now.
+                    effects.push(Effect::Release);
+                }
+                effects.extend(self.advance(now));
+                effects
             }
             _ => Vec::new(),
         }
@@ -367,6 +388,7 @@ impl Instance {
             since: now,
             adopted: false,
             listening: false,
+            late: false,
             hold: HoldState::Free,
             ready: false,
             probing: false,
@@ -468,10 +490,10 @@ impl Instance {
 
     fn terminate(&mut self, kill_at: Instant) -> Vec<Effect> {
         let State::Alive(alive) = &self.state else { return Vec::new() };
-        // A stopped process keeps SIGTERM pending until it may run again.
-        let release = (alive.hold != HoldState::Free).then_some(Effect::Release);
         self.state = State::Stopping { pid: alive.pid, kill_at, killed: false };
-        release.into_iter().chain([Effect::Terminate]).collect()
+        // A stopped process keeps SIGTERM pending until it may run again. Always, for one
+        // that was adopted may be about to stop: SIGSTOP acts only once it is scheduled.
+        vec![Effect::Release, Effect::Terminate]
     }
 
     fn on_tick(&mut self, now: Instant) -> Vec<Effect> {
@@ -489,9 +511,27 @@ impl Instance {
                 if now.saturating_duration_since(alive.since) >= HEALTHY_AFTER {
                     self.forgive();
                 }
+                self.note_late(now);
                 self.advance(now)
             }
             _ => Vec::new(),
+        }
+    }
+
+    fn note_late(&mut self, now: Instant) {
+        let addr = self.addr;
+        if let State::Alive(alive) = &mut self.state
+            && !alive.listening
+            && !alive.late
+            && now.saturating_duration_since(alive.since) >= START_PATIENCE
+        {
+            alive.late = true;
+            self.problem = Some(format!(
+                "{addr} runs as pid {} but has not listened at its bus port within {} s; see redis.log in its \
+                 directory",
+                alive.pid,
+                START_PATIENCE.as_secs()
+            ));
         }
     }
 

@@ -1,13 +1,16 @@
-//! Which TCP ports are listened at, and by whom: from `/proc/net/tcp` and `tcp6`.
+//! Whether a TCP port is taken, and by whom.
 //!
 //! The kernel lists all listening sockets before any connection (Linux
-//! `Documentation/networking/proc_net_tcp.rst`), so reading stops at the first
-//! connection: a host with 200,000 bus links is asked as cheaply as an idle one.
+//! `Documentation/networking/proc_net_tcp.rst`), so the search for a port's holder stops
+//! at the first connection: a host with 200,000 bus links has a short list as well.
 
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
+
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
 
 /// Lines read of one table at the most.
 const LINES_MAX: usize = 100_000;
@@ -21,16 +24,20 @@ struct Listener {
     inode: u64,
 }
 
-/// All addresses that are listened at on this host (in this network namespace).
-pub(super) fn listening() -> io::Result<HashSet<SocketAddr>> {
-    Ok(listeners()?.into_iter().map(|listener| listener.addr).collect())
-}
-
-/// Whether `addr` is listened at, itself or by way of the unspecified address.
-pub(super) fn is_listened(listening: &HashSet<SocketAddr>, addr: SocketAddr) -> bool {
-    let any_v4 = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-    let any_v6 = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
-    [addr.ip(), any_v4, any_v6].into_iter().any(|ip| listening.contains(&SocketAddr::new(ip, addr.port())))
+/// Whether somebody listens at `addr`, itself or by way of the unspecified address.
+///
+/// Asked by binding with SO_REUSEADDR, which fails against a listener and only against
+/// one: microseconds, where `/proc/net/tcp` costs a walk through the kernel's whole
+/// connection table. A server that binds or listens at the same moment isn't disturbed,
+/// for it sets SO_REUSEADDR too and this socket never listens.
+pub(super) fn is_listened(addr: SocketAddr) -> bool {
+    let family = if addr.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let bind = || {
+        let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        sockopt::set_socket_reuseaddr(&socket, true)?;
+        bind(&socket, &addr)
+    };
+    matches!(bind(), Err(Errno::ADDRINUSE))
 }
 
 /// Tries to listen at `addr`; says in words with a remedy why that can't be.
@@ -141,11 +148,12 @@ mod tests {
     fn finds_a_listener_and_names_its_process() {
         let listener = TcpListener::bind("127.77.250.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
-        assert!(is_listened(&listening().unwrap(), addr));
+        assert!(is_listened(addr));
         let words = check_free(addr, "data port").unwrap_err();
         assert!(words.contains(&format!("pid {}", std::process::id())), "{words}");
         assert!(words.contains("redis.base_port"), "{words}");
         drop(listener);
+        assert!(!is_listened(addr));
         assert_eq!(check_free(addr, "data port"), Ok(()));
     }
 
@@ -153,6 +161,29 @@ mod tests {
     fn says_when_an_address_is_not_ours() {
         let words = check_free("192.0.2.1:20001".parse().unwrap(), "data port").unwrap_err();
         assert!(words.contains("not an address of this host"), "{words}");
+    }
+
+    #[test]
+    fn asking_disturbs_nobody_who_begins_to_listen() {
+        let addr: SocketAddr = "127.77.250.2:20001".parse().unwrap();
+        let asking = std::sync::atomic::AtomicBool::new(true);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while asking.load(std::sync::atomic::Ordering::Relaxed) {
+                    is_listened(addr);
+                }
+            });
+            let failed = (0..2000).find_map(|_| TcpListener::bind(addr).err());
+            asking.store(false, std::sync::atomic::Ordering::Relaxed);
+            assert!(failed.is_none(), "{failed:?}");
+        });
+    }
+
+    #[test]
+    fn any_address_counts_as_listened() {
+        let listener = TcpListener::bind("0.0.0.0:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        assert!(is_listened(SocketAddr::new([127, 77, 250, 3].into(), port)));
     }
 
     #[test]

@@ -163,10 +163,27 @@ fn a_failed_spawn_counts_as_an_exit() {
 }
 
 #[test]
+fn one_that_does_not_listen_does_not_keep_others_from_starting() {
+    let mut sim = Sim::new();
+    sim.step(Event::Wanted(Run::Held));
+    sim.step(Event::Prepared);
+    sim.step(Event::Spawned { pid: 7 });
+    assert!(sim.instance.starting());
+    assert_eq!(sim.instance.due(), Some(sim.now + START_PATIENCE));
+    assert_eq!(sim.pass(START_PATIENCE), []);
+    assert!(!sim.instance.starting() && sim.instance.awaits_bus());
+    assert_eq!(sim.instance.due(), None);
+    assert!(sim.problem().contains("bus port"), "{}", sim.problem());
+    assert_eq!(sim.step(Event::BusListening), [Effect::Hold]);
+    assert_eq!(sim.problem(), "");
+}
+
+#[test]
 fn adoption() {
     let mut sim = Sim::new();
     sim.step(Event::Wanted(Run::Running));
-    assert_eq!(sim.step(Event::Adopted { pid: 9, stopped: false }), []);
+    let release = [Effect::Release];
+    assert_eq!(sim.step(Event::Adopted { pid: 9, stopped: false }), release, "a SIGSTOP may be on its way");
     assert!(sim.instance.awaits_bus());
     assert_eq!(sim.step(Event::BusListening), [Effect::Probe]);
     sim.ready();
@@ -196,7 +213,7 @@ fn stop_terminates_then_kills() {
     sim.spawn(1);
     sim.ready();
     let kill_at = sim.now + Duration::from_secs(5);
-    assert_eq!(sim.step(Event::StopAsked { kill_at }), [Effect::Terminate]);
+    assert_eq!(sim.step(Event::StopAsked { kill_at }), [Effect::Release, Effect::Terminate]);
     assert_eq!((sim.phase(), sim.instance.due()), (Phase::Stopping, Some(kill_at)));
     assert_eq!(sim.pass(Duration::from_secs(4)), []);
     assert_eq!(sim.pass(Duration::from_secs(1)), [Effect::Kill]);
@@ -208,11 +225,9 @@ fn stop_terminates_then_kills() {
 }
 
 #[test]
-fn stop_of_a_held_one_releases_it_first() {
+fn stop_releases_one_that_was_found_just_before_it_stopped() {
     let mut sim = Sim::new();
-    sim.step(Event::Wanted(Run::Held));
-    sim.spawn(1);
-    sim.step(Event::HoldDone);
+    sim.step(Event::Adopted { pid: 9, stopped: false });
     let kill_at = sim.now + Duration::from_secs(5);
     assert_eq!(sim.step(Event::StopAsked { kill_at }), [Effect::Release, Effect::Terminate]);
 }
@@ -243,7 +258,7 @@ fn stop_in_every_other_state() {
     spawning.step(Event::Wanted(Run::Running));
     spawning.step(Event::Prepared);
     assert_eq!(stop(&mut spawning), []);
-    assert_eq!(spawning.step(Event::Spawned { pid: 1 }), [Effect::Terminate]);
+    assert_eq!(spawning.step(Event::Spawned { pid: 1 }), [Effect::Release, Effect::Terminate]);
 
     let mut waiting = Sim::new();
     waiting.step(Event::Wanted(Run::Running));

@@ -31,6 +31,7 @@ fn servers_are_told_by_their_executable() {
 }
 
 #[tokio::test]
+#[expect(clippy::zombie_processes, reason = "reaping through the pidfd is what is tested")]
 async fn an_end_is_reaped_and_told() {
     for (script, told) in [("exit 3", "exit status 3"), ("kill -9 $$", "signal 9")] {
         let child = Command::new("sh").args(["-c", script]).spawn().unwrap();
