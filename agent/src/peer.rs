@@ -96,3 +96,48 @@ pub async fn ask(
 ) -> Result<PeerReply, TransportError> {
     transport::call(transport, to, Channel::Peer, request, deadline).await
 }
+
+#[cfg(test)]
+mod tests {
+    use redmesh_api::codec;
+    use redmesh_api::control::RefusalKind;
+    use redmesh_api::ids::HostId;
+    use redmesh_api::run::Counts;
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn every_question_and_answer_comes_back() {
+        let run = RunId(Uuid::from_u128(1));
+        let pledge = Pledge { to: HostId(1), to_name: "a".to_owned(), expect: 3, holds: vec![HostId(2)] };
+        for request in [
+            PeerRequest::Pledge(pledge),
+            PeerRequest::PullLevel { newer_than: Stamp::default() },
+            PeerRequest::PushLevel(Box::default()),
+            PeerRequest::SampleServers,
+            PeerRequest::CheckInstances,
+            PeerRequest::RunReport(run),
+            PeerRequest::Forward(ControlRequest::RunList),
+        ] {
+            let bytes = codec::encode(&request).expect("encodes");
+            assert_eq!(codec::decode::<PeerRequest>(&bytes).expect("decodes"), request);
+        }
+        let tally = Tally { host: HostId(1), epoch: 0, closed: true, counts: Counts::default() };
+        let refusal = Refusal { kind: RefusalKind::Internal, message: "no".to_owned() };
+        for reply in [
+            PeerReply::Pledge(PledgeReply::PledgedToAnother { to: HostId(1), to_name: "a".to_owned() }),
+            PeerReply::Level(Some(Box::default())),
+            PeerReply::Accepted,
+            PeerReply::Stale { newest: Stamp::default() },
+            PeerReply::Samples { samples: Vec::new(), missing: vec!["x".to_owned()] },
+            PeerReply::Views(Vec::new()),
+            PeerReply::Report(ShareReport { tallies: vec![tally], histogram: vec![1, 2] }),
+            PeerReply::Control(Box::new(ControlReply::Runs(Vec::new()))),
+            PeerReply::Refused(refusal),
+        ] {
+            let bytes = codec::encode(&reply).expect("encodes");
+            assert_eq!(codec::decode::<PeerReply>(&bytes).expect("decodes"), reply);
+        }
+    }
+}

@@ -142,10 +142,7 @@ mod tests {
     #[test]
     fn too_few_hosts_wait_in_words() {
         let step = decide(HostId(1), &hosts(&[1, 2], 4), &BTreeSet::new());
-        assert_eq!(
-            step,
-            BootstrapStep::Wait("2 more hosts (have host-1, host-2; expect 4)".to_owned())
-        );
+        assert_eq!(step, BootstrapStep::Wait("2 more hosts (have host-1, host-2; expect 4)".to_owned()));
         let step = decide(HostId(1), &hosts(&[1, 2, 3], 4), &BTreeSet::new());
         assert!(matches!(step, BootstrapStep::Wait(words) if words.starts_with("1 more host (")));
     }

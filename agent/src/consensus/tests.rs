@@ -335,6 +335,7 @@ async fn a_command_that_no_request_can_carry_is_rejected() {
         }],
         instances: Vec::new(),
         created_unix_ms: 1,
+        formed_unix_ms: None,
     };
     let (applied, _) = consensus.propose(Command::CreatePlan(Box::new(plan))).await.unwrap();
     assert!(matches!(applied, Applied::Rejected(_)));

@@ -84,7 +84,7 @@ impl Control {
             );
         }
         let mut hosts = hosts;
-        hosts.sort_by(|a, b| super::natural(&a.name).cmp(&super::natural(&b.name)));
+        hosts.sort_by_cached_key(|host| super::natural(&host.name));
         let instances = hosts.len() * usize::from(spec.instances_per_host);
         let input = PlanInput {
             id: PlanId(Uuid::new_v4()),

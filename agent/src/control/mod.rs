@@ -147,7 +147,7 @@ impl Control {
                 problem: host.observed.problems.first().cloned(),
             })
             .collect();
-        members.sort_by(|a, b| natural(&a.name).cmp(&natural(&b.name)));
+        members.sort_by_cached_key(|member| natural(&member.name));
         Members {
             mesh_name: self.census.mesh_name.clone(),
             mesh: self.census.mesh(),

@@ -353,7 +353,7 @@ async fn refresh_slots(
         }
         for try_number in 0..REFRESH_TRIES_MAX.min(sources.len()) {
             let source = (first + try_number) % sources.len();
-            match admin.slot_map(sources[source]).await.map(|ranges| SlotMap::new(ranges.into_iter())) {
+            match admin.slot_map(sources[source]).await.map(SlotMap::new) {
                 Ok(Ok(map)) => {
                     slots.send_replace(Arc::new(map));
                     first = source;
