@@ -1,1 +1,310 @@
-//! stub
+//! The one place where everything is wired together: build, run, drain.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use redmesh_api::ids::MeshId;
+use redmesh_api::tls;
+use sd_notify::NotifyState;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+use crate::census::Census;
+use crate::cluster::{self, AdminOptions, AdminPool};
+use crate::config::{Config, OnAgentExit};
+use crate::consensus::{Consensus, ConsensusOptions};
+use crate::control::Control;
+use crate::control::runs::RateSampler;
+use crate::control::serve::Server;
+use crate::coordinator::Coordinator;
+use crate::coordinator::bootstrap::Bootstrap;
+use crate::coordinator::orders::Orders;
+use crate::facts::{self, HostFacts};
+use crate::host::instances::{LocalSettings, Sources};
+use crate::host::shares::{ShareSettings, Shares};
+use crate::host::views::Views;
+use crate::host::{instances, levels, shares, views};
+use crate::identity::HostIdentity;
+use crate::level::LevelCell;
+use crate::mesh::{Mesh, MeshOptions};
+use crate::metrics;
+use crate::supervisor::{OnExit, Supervisor, SupervisorOptions};
+use crate::transport::Transport;
+use crate::transport::quic::{LocalPeer, QuicOptions, QuicTransport};
+
+/// Time for load threads to drain and publish their last counts when the agent stops.
+const DRAIN_SHARES: Duration = Duration::from_secs(5);
+
+/// Between two looks at what the service manager should be told.
+const NOTIFY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// All that runs, in the order in which it is drained.
+struct Running {
+    shares: Shares,
+    mesh: Mesh,
+    supervisor: Supervisor,
+    consensus: Consensus,
+    transport: Arc<dyn Transport>,
+    control: Control,
+    tasks: JoinSet<&'static str>,
+    cancel: CancellationToken,
+}
+
+/// Runs an agent until `stop` is cancelled.
+///
+/// # Errors
+/// What kept it from starting, or the part of it that failed.
+pub async fn run(config: Config, stop: CancellationToken) -> Result<()> {
+    let mut running = build(config).await?;
+    let _ = sd_notify::notify(&[NotifyState::Ready]);
+    info!("ready");
+    let ended = watch_over(&mut running, &stop).await;
+    let _ = sd_notify::notify(&[NotifyState::Stopping]);
+    info!("stopping");
+    drain(running).await;
+    ended
+}
+
+async fn build(config: Config) -> Result<Running> {
+    let prometheus = metrics::install().context("can't install the metrics recorder")?;
+    let host = HostIdentity::open(&config.state_dir)
+        .with_context(|| format!("state.dir = {}", config.state_dir.display()))?;
+    let identity = tls::Identity::load(&config.identity_dir)
+        .with_context(|| format!("identity.dir = {}", config.identity_dir.display()))?;
+    let name = identity.name().to_owned();
+    let levels_cell = LevelCell::open(&config.state_dir)?;
+    info!(host = %host.id(), name, generation = host.generation(), mesh = config.mesh.name, "starting");
+
+    let mut tasks = JoinSet::new();
+    let cancel = CancellationToken::new();
+
+    let (mesh_id, known_mesh) = watch::channel(levels_cell.get().mesh);
+    tasks.spawn(named("mesh id", announce_mesh_id(levels_cell.clone(), mesh_id, cancel.clone())));
+    let transport: Arc<dyn Transport> = QuicTransport::bind(QuicOptions {
+        listen: config.mesh.listen,
+        advertise: config.mesh.advertise,
+        identity,
+        host_secret: *host.secret(),
+        local: LocalPeer { id: host.id(), boot_id: host.generation(), mesh_name: config.mesh.name.clone() },
+        mesh_id: known_mesh,
+    })
+    .context("can't open the mesh port")?;
+
+    let host_facts = HostFacts {
+        name: name.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        http: config.http_listen,
+        redis_ip: config.redis.ip,
+        base_port: config.redis.base_port,
+        bootstrap_expect: config.mesh.bootstrap_expect,
+    };
+    let mesh = Mesh::start(
+        MeshOptions {
+            mesh_name: config.mesh.name.clone(),
+            id: host.id(),
+            generation: host.generation(),
+            seeds: config.mesh.seeds.clone(),
+            gossip_interval: config.mesh.gossip_interval,
+            initial: vec![(facts::HOST.to_owned(), serde_json::to_string(&host_facts)?)],
+        },
+        transport.clone(),
+        cancel.child_token(),
+    )
+    .await
+    .context("can't start gossip")?;
+
+    let view = mesh.view();
+    let resolve = {
+        let view = view.clone();
+        Arc::new(move |id| view.borrow().members.get(&id).map(|member| member.addr))
+    };
+    let options = ConsensusOptions::new(host.id(), name, &config.state_dir);
+    let consensus =
+        Consensus::start(options, transport.clone(), resolve).await.context("can't start the Raft node")?;
+
+    let directives: Vec<_> = config.redis.directives.clone().into_iter().collect();
+    cluster::redis_conf::check_directives(&directives)?;
+    let password = cluster::redis_conf::password(&directives);
+    let supervisor = Supervisor::start(SupervisorOptions {
+        data_dir: config.redis.data_dir.clone(),
+        server: config.redis.server.clone(),
+        password: password.clone(),
+        on_exit: match config.redis.on_agent_exit {
+            OnAgentExit::Leave => OnExit::Leave,
+            OnAgentExit::Stop => OnExit::Stop,
+        },
+        cancel: cancel.child_token(),
+    })
+    .context("can't start the supervisor")?;
+    let admin = AdminPool::new(AdminOptions { password, ..AdminOptions::default() });
+
+    let census = Census {
+        host: host.id(),
+        mesh_name: config.mesh.name.clone(),
+        bootstrap_expect: config.mesh.bootstrap_expect,
+        view,
+        levels: levels_cell.clone(),
+        leadership: consensus.leadership(),
+    };
+    let shares = Shares::new(ShareSettings {
+        host: host.id(),
+        state_dir: config.state_dir.clone(),
+        threads: config.load_threads,
+    });
+    let orders = Orders::new(census.clone(), consensus.clone(), transport.clone());
+    let rates = RateSampler::default();
+    let (waiting, awaited) = watch::channel(Some("gossip to begin".to_owned()));
+    let control = Control::new(census.clone(), transport.clone(), orders.clone(), rates.clone(), awaited);
+    transport.serve(Arc::new(Server {
+        control: control.clone(),
+        census: census.clone(),
+        consensus: consensus.clone(),
+        admin: admin.clone(),
+        shares: shares.clone(),
+        statuses: supervisor.statuses(),
+    }));
+
+    // The level: in from Raft and peers, out as what this host knows of leadership.
+    let follow = levels::follow_raft(levels_cell.clone(), consensus.level(), cancel.clone());
+    tasks.spawn(named("levels from Raft", follow));
+    let pull = levels::pull(census.clone(), transport.clone(), cancel.clone());
+    tasks.spawn(named("levels from peers", pull));
+    let lead = levels::publish_lead(census.clone(), mesh.clone(), cancel.clone());
+    tasks.spawn(named("leadership", lead));
+
+    // This host, reconciled to it.
+    let (refused, refusals) = watch::channel(None);
+    let local = LocalSettings {
+        host: host.id(),
+        data_dir: config.redis.data_dir.clone(),
+        directives,
+        somaxconn: somaxconn(),
+    };
+    let reconcile =
+        instances::reconcile(levels_cell.subscribe(), supervisor.clone(), local, refused, cancel.clone());
+    tasks.spawn(named("instances", reconcile));
+    let (viewed, seen) = watch::channel(Arc::new(Views::default()));
+    let watching =
+        views::watch_views(host.id(), levels_cell.subscribe(), admin.clone(), viewed, cancel.clone());
+    tasks.spawn(named("views", watching));
+    let sources = Sources {
+        levels: levels_cell.subscribe(),
+        statuses: supervisor.statuses(),
+        views: seen,
+        refused: refusals,
+        shares: shares.clone(),
+    };
+    tasks.spawn(named("observed", instances::publish(host.id(), sources, mesh.clone(), cancel.clone())));
+    let driving =
+        shares::drive(shares.clone(), levels_cell.subscribe(), admin.clone(), mesh.clone(), cancel.clone());
+    tasks.spawn(named("shares", driving));
+
+    // The mesh: its beginning, and its coordinator wherever that is.
+    let bootstrap = Bootstrap {
+        census: census.clone(),
+        consensus: consensus.clone(),
+        transport: transport.clone(),
+        pledges: BTreeSet::new(),
+    };
+    tasks.spawn(named("bootstrap", bootstrap.run(waiting, cancel.clone())));
+    let coordinator = Coordinator::new(census.clone(), consensus.clone(), transport.clone(), orders);
+    tasks.spawn(named("coordinator", coordinator.run(cancel.clone())));
+
+    // Watching.
+    tasks.spawn(named("rates", rates.run(census.clone(), cancel.clone())));
+    let gauges = metrics::own::update(census.clone(), supervisor.statuses(), cancel.clone());
+    tasks.spawn(named("agent metrics", gauges));
+    let sweep = metrics::instances::sweep(host.id(), levels_cell.subscribe(), admin, cancel.clone());
+    tasks.spawn(named("instance metrics", sweep));
+    if let Some(addr) = config.http_listen {
+        let listener = metrics::http::bind(addr).await.map_err(|words| anyhow!(words))?;
+        let served = metrics::http::serve(listener, prometheus, control.clone(), cancel.clone());
+        tasks.spawn(named("http", async move {
+            if let Err(error) = served.await {
+                error!(%error, "the HTTP port failed");
+            }
+        }));
+    }
+    // The lock on the state directory lives as long as the agent.
+    tasks.spawn(named("state lock", {
+        let cancel = cancel.clone();
+        async move {
+            cancel.cancelled().await;
+            drop(host);
+        }
+    }));
+
+    Ok(Running { shares, mesh, supervisor, consensus, transport, control, tasks, cancel })
+}
+
+/// Names a task, so that one that ends can be told.
+async fn named(name: &'static str, task: impl Future<Output = ()>) -> &'static str {
+    task.await;
+    name
+}
+
+/// Tells the transport which mesh this host belongs to, once it does.
+async fn announce_mesh_id(
+    cell: LevelCell,
+    mesh_id: watch::Sender<Option<MeshId>>,
+    cancel: CancellationToken,
+) {
+    let mut levels = cell.subscribe();
+    loop {
+        let mesh = levels.borrow_and_update().mesh;
+        mesh_id.send_if_modified(|known| std::mem::replace(known, mesh) != mesh);
+        tokio::select! {
+            changed = levels.changed() => if changed.is_err() { return },
+            () = cancel.cancelled() => return,
+        }
+    }
+}
+
+fn somaxconn() -> Option<u32> {
+    let text = std::fs::read_to_string(Path::new("/proc/sys/net/core/somaxconn")).ok()?;
+    text.trim().parse().ok()
+}
+
+/// Until `stop`, or until a task ends that never should.
+async fn watch_over(running: &mut Running, stop: &CancellationToken) -> Result<()> {
+    let mut ticks = tokio::time::interval(NOTIFY_INTERVAL);
+    let mut said = None;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            ended = running.tasks.join_next() => match ended {
+                Some(Ok(name)) => return Err(anyhow!("the task {name:?} ended by itself")),
+                Some(Err(error)) => return Err(anyhow!(error).context("a task failed")),
+                None => return Err(anyhow!("no task is left")),
+            },
+            _ = ticks.tick() => {
+                // From the loop that everything hangs on, so that a stuck one is noticed.
+                let _ = sd_notify::notify(&[NotifyState::Watchdog]);
+                let status = running.control.waiting_for().map_or_else(
+                    || "serving".to_owned(),
+                    |words| format!("waiting for {words}"),
+                );
+                if said.as_ref() != Some(&status) {
+                    let _ = sd_notify::notify(&[NotifyState::Status(&status)]);
+                    said = Some(status);
+                }
+            }
+        }
+    }
+}
+
+async fn drain(running: Running) {
+    let Running { shares, mesh, supervisor, consensus, transport, mut tasks, cancel, .. } = running;
+    shares.drain(&mesh, DRAIN_SHARES).await;
+    cancel.cancel();
+    while tasks.join_next().await.is_some() {}
+    supervisor.shutdown().await;
+    consensus.shutdown().await;
+    mesh.shutdown().await;
+    transport.close().await;
+}

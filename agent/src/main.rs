@@ -1,1 +1,156 @@
-fn main() {}
+//! The agent's command line: configuration, logging, signals; then [`app::run`].
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Parser, Subcommand};
+use redmesh_agent::app;
+use redmesh_agent::config::{Config, LogConfig, LogFormat, Overrides};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+use tracing_subscriber::EnvFilter;
+
+const EXAMPLES: &str = "\
+Examples:
+  redmesh-agent --config /etc/redmesh/agent.toml
+  redmesh-agent --config agent.toml --set mesh.bootstrap_expect=3
+  REDMESH_LOG__LEVEL=debug redmesh-agent --config agent.toml
+  redmesh-agent check-config --config agent.toml
+
+Settings come from the file, then from REDMESH_<SECTION>__<KEY> variables, then from
+--set flags; later ones win. deploy/agent.example.toml explains every key.";
+
+/// The agent of a redmesh: one per host.
+#[derive(Debug, Parser)]
+#[command(version, about, after_help = EXAMPLES)]
+struct Cli {
+    #[command(flatten)]
+    settings: Settings,
+
+    /// Stop when the process that started this one ends.
+    #[arg(long)]
+    exit_with_parent: bool,
+
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Args)]
+struct Settings {
+    /// Configuration file.
+    #[arg(long, value_name = "FILE", default_value = "/etc/redmesh/agent.toml", global = true)]
+    config: PathBuf,
+
+    /// Set one key, as section.key=value; may be repeated.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE", global = true)]
+    set: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Say whether the configuration can be used, and stop.
+    CheckConfig,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Logging may not be set up yet, and this must be seen.
+            let _ =
+                std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("redmesh-agent: {error:#}\n"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<()> {
+    let config = Config::load(&cli.settings.config, &Overrides::from_process(cli.settings.set))?;
+    if let Some(Command::CheckConfig) = cli.command {
+        return check(&cli.settings.config, &config);
+    }
+    if cli.exit_with_parent {
+        exit_with_parent()?;
+    }
+    start_logging(&config.log)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("control")
+        .build()
+        .context("can't start the async runtime")?;
+    runtime.block_on(async {
+        let stop = CancellationToken::new();
+        stop_on_signals(stop.clone())?;
+        app::run(config, stop).await
+    })
+}
+
+/// Everything that can be known of a configuration without running it.
+fn check(path: &Path, config: &Config) -> Result<()> {
+    redmesh_agent::cluster::redis_conf::check_directives(
+        &config.redis.directives.clone().into_iter().collect::<Vec<_>>(),
+    )?;
+    let identity = redmesh_api::tls::Identity::load(&config.identity_dir)
+        .with_context(|| format!("identity.dir = {}", config.identity_dir.display()))?;
+    filter(&config.log)?;
+    let words = format!(
+        "{} is valid: host {} of mesh {:?} at {}, instances from {}:{}\n",
+        path.display(),
+        identity.name(),
+        config.mesh.name,
+        config.mesh.advertise,
+        config.redis.ip,
+        config.redis.base_port
+    );
+    std::io::Write::write_all(&mut std::io::stdout(), words.as_bytes()).context("can't write to stdout")
+}
+
+/// A plain level is meant for the agent: openraft at the same level would drown it.
+fn filter(log: &LogConfig) -> Result<EnvFilter> {
+    let plain = log.filter.chars().all(char::is_alphabetic);
+    let directives = if plain { format!("{},openraft=warn", log.filter) } else { log.filter.clone() };
+    EnvFilter::builder().parse(&directives).with_context(|| {
+        format!(
+            "log.level = {:?}: must be error, warn, info, debug or trace, or tracing directives",
+            log.filter
+        )
+    })
+}
+
+fn start_logging(log: &LogConfig) -> Result<()> {
+    let base = tracing_subscriber::fmt().with_env_filter(filter(log)?).with_writer(std::io::stderr);
+    let started = match log.format {
+        LogFormat::Text => base.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
+        LogFormat::Json => base.json().try_init(),
+    };
+    started.map_err(|error| anyhow::anyhow!("can't start logging: {error}"))
+}
+
+/// SIGTERM and SIGINT stop the agent in good order.
+fn stop_on_signals(stop: CancellationToken) -> Result<()> {
+    let mut term = signal(SignalKind::terminate()).context("can't listen for SIGTERM")?;
+    let mut int = signal(SignalKind::interrupt()).context("can't listen for SIGINT")?;
+    tokio::spawn(async move {
+        let name = tokio::select! {
+            _ = term.recv() => "SIGTERM",
+            _ = int.recv() => "SIGINT",
+        };
+        info!(signal = name, "asked to stop");
+        stop.cancel();
+    });
+    Ok(())
+}
+
+/// Asks the kernel for a SIGTERM when the parent dies.
+fn exit_with_parent() -> Result<()> {
+    let parent = rustix::process::getppid();
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
+        .context("can't follow the parent process")?;
+    // It may have died before the kernel was asked.
+    if rustix::process::getppid() != parent {
+        bail!("the process that started this one is gone");
+    }
+    Ok(())
+}

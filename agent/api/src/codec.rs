@@ -8,7 +8,7 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::limits::{CONTROL_REQUEST_BYTES_MAX, FRAME_BYTES_MAX};
+use crate::limits::{CONTROL_REQUEST_BYTES_MAX, FRAME_BYTES_MAX, HELLO_BYTES_MAX};
 
 /// Version of frames and payloads. A peer of another version is refused by number.
 pub const PROTOCOL_VERSION: u8 = 1;
@@ -28,6 +28,8 @@ pub enum Channel {
     Raft = 3,
     /// One gossip message (on a stream of its own, never answered).
     Gossip = 4,
+    /// What two agents tell each other first on a connection, and again when it changes.
+    Hello = 5,
 }
 
 /// Which way a frame travels; requests of strangers to the mesh are held shorter.
@@ -46,6 +48,7 @@ impl Channel {
             (Channel::Control, Direction::Request) => CONTROL_REQUEST_BYTES_MAX,
             // One chitchat message is at most a UDP datagram's payload.
             (Channel::Gossip, _) => 65_507,
+            (Channel::Hello, _) => HELLO_BYTES_MAX,
             _ => FRAME_BYTES_MAX,
         }
     }
@@ -150,6 +153,7 @@ pub fn parse_header(bytes: [u8; HEADER_BYTES], direction: Direction) -> Result<(
         2 => Channel::Peer,
         3 => Channel::Raft,
         4 => Channel::Gossip,
+        5 => Channel::Hello,
         got => return Err(CodecError::Channel { got }),
     };
     let len = u32::from_le_bytes([a, b, c, d]) as usize;

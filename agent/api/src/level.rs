@@ -95,6 +95,8 @@ pub struct ClusterPlan {
     pub instances: Vec<PlannedInstance>,
     /// When the plan was committed, Unix milliseconds by the coordinator's clock.
     pub created_unix_ms: u64,
+    /// When every instance had agreed, likewise.
+    pub formed_unix_ms: Option<u64>,
 }
 
 /// A host as the plan knows it.

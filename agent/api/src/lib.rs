@@ -8,6 +8,7 @@
 
 pub mod codec;
 pub mod control;
+pub mod frames;
 pub mod ids;
 pub mod level;
 pub mod limits;

@@ -166,7 +166,7 @@ pub struct ServerSample {
 
 /// How a run ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "outcome", content = "reason")]
+#[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// Every share was spent.
     Completed,

@@ -1,1 +1,196 @@
-//! stub
+//! TLS as both ends of a redmesh agree upon it: who may speak, under which name.
+//!
+//! One CA per mesh. Every leaf certificate bears its role in its DNS name:
+//! `<name>.host.redmesh` (with the host's IP addresses beside it) or
+//! `<name>.operator.redmesh`; a host is dialled by its IP address. Both sides always
+//! present a certificate (RFC 8446, section 4.3.2), TLS 1.3 only, and sessions are never
+//! resumed, so that a certificate that has expired stays outside.
+//!
+//! Nothing here opens a socket. What a refused peer reads is in [`explain`].
+
+mod explain;
+mod identity;
+mod quic;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use rustls::pki_types::{CertificateDer, ServerName};
+use serde::{Deserialize, Serialize};
+use webpki::EndEntityCert;
+
+pub use explain::{explain, is_refusal};
+pub use identity::Identity;
+pub use quic::{
+    ALPN, IDLE_TIMEOUT, INITIAL_RTT, KEEP_ALIVE, STREAMS_MAX, client_config, quic_client_config,
+    quic_server_config, server_config, transport_config,
+};
+
+/// Ends the DNS name in every host's certificate.
+pub const HOST_SUFFIX: &str = ".host.redmesh";
+
+/// Ends the DNS name in every operator's certificate.
+pub const OPERATOR_SUFFIX: &str = ".operator.redmesh";
+
+/// What a certificate entitles to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// An agent.
+    Host,
+    /// A person's client: may only send control requests.
+    Operator,
+}
+
+impl Role {
+    /// Ends the DNS name of this role's certificates.
+    pub fn suffix(self) -> &'static str {
+        match self {
+            Self::Host => HOST_SUFFIX,
+            Self::Operator => OPERATOR_SUFFIX,
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Host => "host",
+            Self::Operator => "operator",
+        })
+    }
+}
+
+/// Files or certificates that can't serve as an identity.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file of the identity directory can't be read.
+    #[error(
+        "can't read {}: make the files with `redmeshctl pki issue` and name their directory", .path.display()
+    )]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Others than the owner may read the key.
+    #[error(
+        "{} has mode {mode:04o}, so others than its owner can read the private key: `chmod 600 {}`",
+        .path.display(), .path.display()
+    )]
+    KeyMode {
+        /// The key.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// A file is not the PEM that it should be.
+    #[error("{} holds no usable {what}: copy it again from where `redmeshctl pki issue` wrote it", .path.display())]
+    Pem {
+        /// Which.
+        path: PathBuf,
+        /// What it should hold.
+        what: &'static str,
+        /// Why not.
+        #[source]
+        source: Option<rustls::pki_types::pem::Error>,
+    },
+    /// A CA certificate that can't anchor anything, or a key of an unknown kind.
+    #[error("{} can't be used: {reason}", .path.display())]
+    Unusable {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// Certificate and key belong to different issues.
+    #[error("{} is not the key of {}: copy both from the same `redmeshctl pki issue`", .key.display(), .cert.display())]
+    KeyMismatch {
+        /// The certificate.
+        cert: PathBuf,
+        /// The key.
+        key: PathBuf,
+    },
+    /// A peer without a certificate.
+    #[error("no certificate was presented")]
+    NoCertificate,
+    /// A certificate that can't be parsed.
+    #[error("certificate can't be parsed: {reason}")]
+    BadCertificate {
+        /// Why.
+        reason: String,
+    },
+    /// A certificate without exactly one name of a redmesh.
+    #[error(
+        "certificate is for {names:?}, not for one `<name>{HOST_SUFFIX}` or `<name>{OPERATOR_SUFFIX}`: \
+         issue it with `redmeshctl pki issue`"
+    )]
+    NoRole {
+        /// DNS names that it bears, the first few.
+        names: Vec<String>,
+    },
+    /// rustls refuses the configuration.
+    #[error("TLS can't be set up")]
+    Config(#[source] rustls::Error),
+}
+
+/// Longest name of a host or an operator, bytes (RFC 1035, section 2.3.4).
+pub const NAME_BYTES_MAX: usize = 63;
+
+/// Whether `name` may be a host's or an operator's: one DNS label in lower case.
+pub fn valid_name(name: &str) -> bool {
+    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    (1..=NAME_BYTES_MAX).contains(&name.len())
+        && name.bytes().all(inner)
+        && !name.starts_with('-')
+        && !name.ends_with('-')
+}
+
+fn leaf<'a>(chain: &'a [CertificateDer<'_>]) -> Result<EndEntityCert<'a>, TlsError> {
+    let first = chain.first().ok_or(TlsError::NoCertificate)?;
+    EndEntityCert::try_from(first).map_err(|error| TlsError::BadCertificate { reason: error.to_string() })
+}
+
+/// Role and name that a chain's leaf bears. It says nothing of whether the chain is
+/// trusted: that is what the handshake is for.
+pub fn peer_of(chain: &[CertificateDer<'_>]) -> Result<(Role, String), TlsError> {
+    let leaf = leaf(chain)?;
+    let mut found = None;
+    let mut names = 0;
+    for dns in leaf.valid_dns_names() {
+        names += 1;
+        for role in [Role::Host, Role::Operator] {
+            if let Some(name) = dns.strip_suffix(role.suffix()).filter(|name| valid_name(name)) {
+                found = Some((role, name.to_owned()));
+            }
+        }
+    }
+    match (found, names) {
+        // A second name could be of another role: which one counts must not be a guess.
+        (Some(found), 1) => Ok(found),
+        _ => Err(TlsError::NoRole {
+            names: leaf.valid_dns_names().take(4).map(|n| n.chars().take(80).collect()).collect(),
+        }),
+    }
+}
+
+/// Whether a chain's leaf is valid for `ip`.
+pub fn names_ip(chain: &[CertificateDer<'_>], ip: IpAddr) -> bool {
+    leaf(chain)
+        .is_ok_and(|leaf| leaf.verify_is_valid_for_subject_name(&ServerName::IpAddress(ip.into())).is_ok())
+}
+
+/// The certificates that a connection's peer presented, leaf first.
+pub fn chain_of(connection: &quinn::Connection) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    connection
+        .peer_identity()
+        .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
+        .map(|chain| *chain)
+        .ok_or(TlsError::NoCertificate)
+}

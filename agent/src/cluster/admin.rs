@@ -1,9 +1,10 @@
 //! Questions to running instances, through the `redis` crate.
 //!
 //! One multiplexed connection an instance is kept between questions and thrown away
-//! at the first error. Nothing here retries: whoever asks is a reconciler and asks
-//! again. Every wait is bounded, also against a server that is stopped (SIGSTOP), which
-//! accepts connections and never answers.
+//! at the first error. A question is asked again only where a kept connection turns out
+//! to be gone, on a fresh one and once: whoever asks is a reconciler and comes back.
+//! Every wait is bounded, also against a server that is stopped (SIGSTOP), which accepts
+//! connections and never answers.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -135,7 +136,7 @@ impl AdminPool {
 
     /// The instance's state and view. Never fails: what is amiss stands in the view.
     pub async fn check(&self, target: Target) -> InstanceView {
-        self.try_check(target).await.unwrap_or_else(|error| silent(target, words(&error)))
+        self.try_check(target).await.unwrap_or_else(|error| silent(target, crate::error_chain(&error)))
     }
 
     /// [`AdminPool::check`] of many, [`ASKED_AT_ONCE_MAX`] at a time, in their order.
@@ -148,6 +149,15 @@ impl AdminPool {
     pub async fn cluster_info(&self, addr: SocketAddr) -> Result<ClusterInfo, AdminError> {
         let text: String = self.ask(addr, "CLUSTER INFO", redis::cmd("CLUSTER").arg("INFO")).await?;
         ClusterInfo::parse(&text).map_err(|source| AdminError::Answer { addr, source })
+    }
+
+    /// [`AdminPool::cluster_info`] of many, [`ASKED_AT_ONCE_MAX`] at a time.
+    pub async fn cluster_info_all(
+        &self,
+        addrs: Vec<SocketAddr>,
+    ) -> Vec<(SocketAddr, Result<ClusterInfo, AdminError>)> {
+        let asked = addrs.into_iter().map(|addr| async move { (addr, self.cluster_info(addr).await) });
+        stream::iter(asked).buffered(ASKED_AT_ONCE_MAX).collect().await
     }
 
     /// The instance's whole view: some 100 KB of a cluster of 1000.
@@ -165,6 +175,12 @@ impl AdminPool {
     pub async fn info(&self, addr: SocketAddr) -> Result<InfoMap, AdminError> {
         let text: String = self.ask(addr, "INFO everything", redis::cmd("INFO").arg("everything")).await?;
         Ok(InfoMap::parse(&text))
+    }
+
+    /// [`AdminPool::info`] of many, [`ASKED_AT_ONCE_MAX`] at a time.
+    pub async fn info_all(&self, addrs: Vec<SocketAddr>) -> Vec<(SocketAddr, Result<InfoMap, AdminError>)> {
+        let asked = addrs.into_iter().map(|addr| async move { (addr, self.info(addr).await) });
+        stream::iter(asked).buffered(ASKED_AT_ONCE_MAX).collect().await
     }
 
     /// Makes the instance shake hands with another; harmless where they know each other.
@@ -240,12 +256,22 @@ impl AdminPool {
         name: &'static str,
         command: &redis::Cmd,
     ) -> Result<T, AdminError> {
+        let failed = |source| AdminError::Command { addr, command: name, source };
+        let kept = self.connections().get(&addr).cloned();
+        if let Some(mut connection) = kept {
+            match command.query_async(&mut connection).await {
+                // The server may have been restarted since: that is worth a fresh connection.
+                Err(error) if error.is_io_error() && !error.is_timeout() => self.forget(addr),
+                answer => return answer.inspect_err(|_| self.forget(addr)).map_err(failed),
+            }
+        }
         let mut connection = self.connection(addr).await?;
         let answer = command.query_async(&mut connection).await;
-        if answer.is_err() {
-            self.connections().remove(&addr);
-        }
-        answer.map_err(|source| AdminError::Command { addr, command: name, source })
+        answer.inspect_err(|_| self.forget(addr)).map_err(failed)
+    }
+
+    fn forget(&self, addr: SocketAddr) {
+        self.connections().remove(&addr);
     }
 
     async fn connection(&self, addr: SocketAddr) -> Result<MultiplexedConnection, AdminError> {
@@ -298,18 +324,6 @@ fn silent(target: Target, problem: String) -> InstanceView {
         open_slots: Vec::new(),
         problem: Some(problem),
     }
-}
-
-/// An error with its causes, in one line.
-fn words(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -230,6 +230,7 @@ pub fn plan(input: PlanInput, rng: &mut impl Rng) -> Result<ClusterPlan, PlanErr
         hosts: input.hosts,
         instances: placed.into_iter().flatten().collect(),
         created_unix_ms: input.created_unix_ms,
+        formed_unix_ms: None,
     })
 }
 

@@ -1,1 +1,223 @@
-//! stub
+//! What ctl, and any other client, asks of an agent.
+//!
+//! Questions are answered by whichever agent is asked, from its census and by asking
+//! other agents; changes are passed on to the coordinator and made there. Nothing here
+//! decides what the mesh does next: that is the coordinator's.
+
+pub mod change;
+pub mod check;
+pub mod runs;
+pub mod serve;
+
+use std::sync::Arc;
+
+use redmesh_api::control::{
+    ClusterStatus, ControlReply, ControlRequest, HostProgress, Member, MemberState, Members, Refusal,
+    RefusalKind,
+};
+use redmesh_api::level::{ClusterPlan, PlanStage};
+use tokio::sync::watch;
+
+use crate::census::{Census, CensusHost};
+use crate::coordinator::orders::{Orders, now_unix_ms};
+use crate::peer::{self, PeerReply, PeerRequest};
+use crate::transport::Transport;
+use runs::RateSampler;
+
+/// Time that a formation of `n` instances may take before it is called overdue:
+/// measured formations stay far below, and what hangs is to be named soon.
+pub fn formation_deadline_ms(instances: usize) -> u64 {
+    60_000 + 300 * instances as u64
+}
+
+/// Answers control requests.
+#[derive(Clone)]
+pub struct Control {
+    census: Census,
+    transport: Arc<dyn Transport>,
+    orders: Orders,
+    rates: RateSampler,
+    waiting: watch::Receiver<Option<String>>,
+}
+
+impl std::fmt::Debug for Control {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Control").field("host", &self.census.host).finish_non_exhaustive()
+    }
+}
+
+/// A refusal as a reply.
+fn refused(kind: RefusalKind, message: impl Into<String>) -> ControlReply {
+    ControlReply::Refused(Refusal { kind, message: message.into() })
+}
+
+impl Control {
+    /// `waiting` tells what the mesh waits for while it isn't initialised.
+    pub fn new(
+        census: Census,
+        transport: Arc<dyn Transport>,
+        orders: Orders,
+        rates: RateSampler,
+        waiting: watch::Receiver<Option<String>>,
+    ) -> Self {
+        Self { census, transport, orders, rates, waiting }
+    }
+
+    /// Answers `request`, passing it on to the coordinator if it changes something.
+    pub async fn answer(&self, request: ControlRequest) -> ControlReply {
+        match request {
+            ControlRequest::Members => ControlReply::Members(self.members()),
+            ControlRequest::ClusterStatus => ControlReply::ClusterStatus(self.cluster_status()),
+            ControlRequest::ClusterCheck => check::cluster_check(&self.census, &*self.transport).await,
+            ControlRequest::RunList => ControlReply::Runs(self.run_list()),
+            ControlRequest::RunShow { run, latency } => self.run_show(&run, latency).await,
+            ControlRequest::ClusterCreate(_) | ControlRequest::RunStart(_) | ControlRequest::RunStop(_) => {
+                if self.census.acting() {
+                    self.change(request).await
+                } else {
+                    self.forward(request).await
+                }
+            }
+        }
+    }
+
+    /// What it lacks to serve, in words; `None` when a coordinator acts.
+    pub fn waiting_for(&self) -> Option<String> {
+        if let Some(words) = self.waiting.borrow().clone() {
+            return Some(words);
+        }
+        if self.census.coordinator().is_none() {
+            let voters = self.census.voters();
+            let hosts = self.census.hosts();
+            let silent: Vec<_> = voters
+                .iter()
+                .filter(|id| hosts.get(id).is_none_or(|host| !host.alive))
+                .map(|id| hosts.get(id).map_or_else(|| id.to_string(), CensusHost::name))
+                .collect();
+            return Some(if silent.is_empty() {
+                "the voters to elect a coordinator".to_owned()
+            } else {
+                format!("a majority of the {} voters; not heard of: {}", voters.len(), silent.join(", "))
+            });
+        }
+        None
+    }
+
+    async fn forward(&self, request: ControlRequest) -> ControlReply {
+        let Some(coordinator) = self.census.coordinator() else {
+            let why = self.waiting_for().unwrap_or_else(|| "an election".to_owned());
+            return refused(
+                RefusalKind::NoCoordinator,
+                format!("no coordinator acts at the moment; waiting for {why}"),
+            );
+        };
+        let forwarded = PeerRequest::Forward(request);
+        match peer::ask(&*self.transport, coordinator.addr, &forwarded, peer::FORWARD_DEADLINE).await {
+            Ok(PeerReply::Control(reply)) => *reply,
+            Ok(other) => refused(RefusalKind::Internal, format!("{} answered {other:?}", coordinator.name())),
+            Err(error) => refused(
+                RefusalKind::NoCoordinator,
+                format!(
+                    "the coordinator {} did not answer: {}",
+                    coordinator.name(),
+                    crate::error_chain(&error)
+                ),
+            ),
+        }
+    }
+
+    fn members(&self) -> Members {
+        let hosts = self.census.hosts();
+        let voters = self.census.voters();
+        let coordinator = self.census.coordinator().map(|host| host.id);
+        let level = self.census.level();
+        let mut members: Vec<Member> = hosts
+            .values()
+            .map(|host| Member {
+                id: host.id,
+                name: host.name(),
+                addr: host.addr,
+                state: if host.alive { MemberState::Alive } else { MemberState::Dead },
+                voter: voters.contains(&host.id),
+                coordinator: coordinator == Some(host.id),
+                instances_up: host.observed.up,
+                instances_planned: level.plan.as_ref().map_or(0, |plan| planned_on(plan, host)),
+                version: host.facts.as_ref().map(|facts| facts.version.clone()).unwrap_or_default(),
+                http_addr: host.facts.as_ref().and_then(|facts| facts.http),
+                problem: host.observed.problems.first().cloned(),
+            })
+            .collect();
+        members.sort_by(|a, b| natural(&a.name).cmp(&natural(&b.name)));
+        Members {
+            mesh_name: self.census.mesh_name.clone(),
+            mesh: self.census.mesh(),
+            answered_by: self.census.host,
+            coordinator,
+            bootstrap_expect: self.census.bootstrap_expect,
+            waiting_for: self.waiting_for(),
+            stamp: level.stamp,
+            members,
+        }
+    }
+
+    fn cluster_status(&self) -> ClusterStatus {
+        let level = self.census.level();
+        let Some(plan) = level.plan.clone() else {
+            return ClusterStatus { plan: None, hosts: Vec::new(), since_ms: 0, overdue: None };
+        };
+        let known = self.census.hosts();
+        let hosts: Vec<_> = plan
+            .hosts
+            .iter()
+            .map(|planned| {
+                let host = known.get(&planned.id);
+                let observed = host.map(|host| host.observed.clone()).unwrap_or_default();
+                let current = observed.plan.filter(|(id, _)| *id == plan.id);
+                HostProgress {
+                    id: planned.id,
+                    name: planned.name.clone(),
+                    alive: host.is_some_and(|host| host.alive),
+                    stage: current.map(|(_, stage)| stage),
+                    planned: plan.instances_of(planned.id).count() as u32,
+                    ready: observed.held + observed.up,
+                    agreed: observed.agreed,
+                    problems: observed.problems,
+                }
+            })
+            .collect();
+        let until_ms = plan.formed_unix_ms.unwrap_or_else(now_unix_ms);
+        let since_ms = until_ms.saturating_sub(plan.created_unix_ms);
+        let late = plan.stage != PlanStage::Formed && since_ms > formation_deadline_ms(plan.instances.len());
+        let overdue = late.then(|| awaited(&plan, &hosts));
+        ClusterStatus { plan: Some(plan), hosts, since_ms, overdue }
+    }
+}
+
+fn planned_on(plan: &ClusterPlan, host: &CensusHost) -> u32 {
+    plan.instances_of(host.id).count() as u32
+}
+
+/// Which hosts a formation waits for, and for what.
+fn awaited(plan: &ClusterPlan, hosts: &[HostProgress]) -> String {
+    let reasons = hosts.iter().filter_map(|host| {
+        let (have, what) = match plan.stage {
+            PlanStage::Prepare => (host.ready, "servers listening"),
+            PlanStage::Release | PlanStage::Formed => (host.agreed, "instances agreed"),
+        };
+        let why = match (host.alive, host.problems.first()) {
+            (false, _) => " (not heard of: is its agent running?)".to_owned(),
+            (true, Some(problem)) => format!(" ({problem})"),
+            (true, None) => String::new(),
+        };
+        (have < host.planned || !host.alive)
+            .then(|| format!("{}: {have} of {} {what}{why}", host.name, host.planned))
+    });
+    reasons.collect::<Vec<_>>().join("; ")
+}
+
+/// `host-10` sorts after `host-9`.
+fn natural(name: &str) -> (String, u64, String) {
+    let digits = name.len() - name.trim_end_matches(|c: char| c.is_ascii_digit()).len();
+    let (stem, number) = name.split_at(name.len() - digits);
+    (stem.to_owned(), number.parse().unwrap_or(0), name.to_owned())
+}

@@ -228,7 +228,7 @@ async fn a_password_is_used_and_connections_are_bounded() {
     pool.meet(addrs[0], addrs[1]).await.unwrap();
     pool.close_idle();
     let refused = AdminPool::new(AdminOptions::default()).cluster_info(addrs[0]).await.unwrap_err();
-    assert!(words(&refused).contains("NOAUTH"), "{refused:?}");
+    assert!(crate::error_chain(&refused).contains("NOAUTH"), "{refused:?}");
 }
 
 #[tokio::test]

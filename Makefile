@@ -1,0 +1,49 @@
+# Everything that is done to this tree from a shell. `make help` lists it.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+NEED := deploy/dev/need
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+
+# Tools that `verify` uses, at the versions that it was last seen to pass with.
+DENY_VERSION := 0.20.2
+MACHETE_VERSION := 0.9.2
+
+.PHONY: help demo test verify fix bench need-build need-server
+
+help: ## List what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+demo: need-build need-server ## Form a mesh on this machine, write into it, report; options in DEMO_ARGS
+	cargo build --locked --release -p redmesh-agent -p redmeshctl
+	$(TARGET)/release/redmeshctl demo $(DEMO_ARGS)
+
+test: need-build need-server ## Run all tests, with real redis-servers
+	cargo build --locked --workspace --bins
+	cargo test --locked --workspace --no-fail-fast
+
+verify: need-build ## Check form, lints, licences, dependencies and docs; changes nothing in the tree
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS=-Dwarnings cargo doc --locked --no-deps --workspace
+	deploy/dev/check-code-map
+	$(NEED) cargo-tool cargo-machete $(MACHETE_VERSION)
+	cargo machete
+	$(NEED) cargo-tool cargo-deny $(DENY_VERSION)
+	cargo deny --locked check bans licenses sources
+	deploy/dev/check-advisories
+
+fix: need-build ## Format, and apply what clippy can by itself
+	cargo fmt --all
+	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
+
+bench: need-build need-server ## Run the benchmarks
+	cargo bench --locked --workspace
+
+need-build:
+	@$(NEED) build
+
+need-server:
+	@$(NEED) server

@@ -1,0 +1,127 @@
+//! What this agent knows of the mesh: gossip, the newest level and the local Raft
+//! node's view of leadership, read together. Coordinator, control and metrics all ask
+//! here, so that there is one answer to "who is alive", "who coordinates" and "how
+//! many writes".
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use redmesh_api::ids::{HostId, MeshId, RunId};
+use redmesh_api::level::Level;
+use redmesh_api::run::{Run, Tally};
+use tokio::sync::watch;
+
+use crate::consensus::Leadership;
+use crate::facts::{self, HostFacts, LeadFacts, Observed};
+use crate::level::LevelCell;
+use crate::mesh::{MeshMember, MeshView};
+use crate::stats;
+
+/// A host of the mesh, as its gossip tells it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CensusHost {
+    /// Its id.
+    pub id: HostId,
+    /// Its mesh address.
+    pub addr: SocketAddr,
+    /// By the failure detector; this host itself is always alive.
+    pub alive: bool,
+    /// What it says of itself; `None` until that has arrived.
+    pub facts: Option<HostFacts>,
+    /// What it knows of leadership.
+    pub lead: LeadFacts,
+    /// How far it has reconciled.
+    pub observed: Observed,
+}
+
+impl CensusHost {
+    /// Its name, or its id while the name is not known.
+    pub fn name(&self) -> String {
+        self.facts.as_ref().map_or_else(|| self.id.to_string(), |facts| facts.name.clone())
+    }
+
+    fn of(member: &MeshMember) -> Self {
+        Self {
+            id: member.id,
+            addr: member.addr,
+            alive: member.alive,
+            facts: member.get(facts::HOST),
+            lead: member.get(facts::LEAD).unwrap_or_default(),
+            observed: member.get(facts::OBSERVED).unwrap_or_default(),
+        }
+    }
+}
+
+/// Cloneable reader of all that is known.
+#[derive(Debug, Clone)]
+pub struct Census {
+    /// This host.
+    pub host: HostId,
+    /// Its mesh's name.
+    pub mesh_name: String,
+    /// Hosts needed to initialise.
+    pub bootstrap_expect: u16,
+    /// Gossip.
+    pub view: watch::Receiver<Arc<MeshView>>,
+    /// The newest level.
+    pub levels: LevelCell,
+    /// The local Raft node.
+    pub leadership: watch::Receiver<Leadership>,
+}
+
+impl Census {
+    /// All hosts known, by id.
+    pub fn hosts(&self) -> BTreeMap<HostId, CensusHost> {
+        let view = self.view.borrow().clone();
+        view.members.values().map(|member| (member.id, CensusHost::of(member))).collect()
+    }
+
+    /// The newest level.
+    pub fn level(&self) -> Arc<Level> {
+        self.levels.get()
+    }
+
+    /// The mesh that this host belongs to, once it has been founded.
+    pub fn mesh(&self) -> Option<MeshId> {
+        self.levels.get().mesh
+    }
+
+    /// Whether this very host may act as the coordinator now.
+    pub fn acting(&self) -> bool {
+        self.leadership.borrow().acting
+    }
+
+    /// Who acts as the coordinator, of the newest term in which somebody does.
+    pub fn coordinator(&self) -> Option<CensusHost> {
+        let hosts = self.hosts();
+        if self.acting() {
+            return hosts.get(&self.host).cloned();
+        }
+        let others = hosts.into_values().filter(|host| host.id != self.host);
+        others.filter(|host| host.alive && host.lead.acting).max_by_key(|host| host.lead.term)
+    }
+
+    /// Who votes, by the acting coordinator's word or by the local Raft node's.
+    pub fn voters(&self) -> BTreeSet<HostId> {
+        match self.coordinator() {
+            Some(coordinator) if coordinator.id != self.host => coordinator.lead.voters,
+            _ => self.leadership.borrow().voters.clone(),
+        }
+    }
+
+    /// Counts of `run` by host and epoch: gossip's newest sightings, earlier lives
+    /// included; those of a closed run are the level's own.
+    pub fn tallies(&self, run: &Run) -> Vec<Tally> {
+        match &run.result {
+            Some(result) => result.tallies.clone(),
+            None => self.gossiped_tallies(run.id),
+        }
+    }
+
+    fn gossiped_tallies(&self, run: RunId) -> Vec<Tally> {
+        let view = self.view.borrow().clone();
+        let sightings = view.members.values().flat_map(|member| facts::tallies_of(member, run));
+        stats::merge(sightings).into_values().collect()
+    }
+}

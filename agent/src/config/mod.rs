@@ -1,0 +1,299 @@
+//! One validated configuration out of file, environment and flags.
+//!
+//! Later sources win: the TOML file, then `REDMESH_<SECTION>__<KEY>` variables, then
+//! `--set section.key=value` flags. Unknown keys and impossible values are refused by
+//! name. Nothing but this module reads a setting, and nothing here touches the network
+//! or writes a file.
+
+mod raw;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use redmesh_api::level::BUS_PORT_OFFSET;
+
+pub use raw::Overrides;
+
+/// Shortest and longest gossip interval that make sense, milliseconds: below, the
+/// gossip itself is the load; above, a dead host goes unnoticed for a minute.
+const GOSSIP_INTERVAL_MS: std::ops::RangeInclusive<u64> = 20..=5_000;
+
+/// Load threads of one host; a core each, so more than any host has is a slip.
+const LOAD_THREADS_MAX: usize = 256;
+
+/// Everything that an agent is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The mesh and how to find it.
+    pub mesh: MeshConfig,
+    /// Directory with `ca.pem`, `cert.pem`, `key.pem`.
+    pub identity_dir: PathBuf,
+    /// Directory of the host's id, the Raft store and the run ledgers.
+    pub state_dir: PathBuf,
+    /// The redis-servers.
+    pub redis: RedisConfig,
+    /// Load threads of this host.
+    pub load_threads: usize,
+    /// Where `/metrics`, `/healthz`, `/readyz` are served; `None` for nowhere.
+    pub http_listen: Option<SocketAddr>,
+    /// Logging.
+    pub log: LogConfig,
+}
+
+/// `[mesh]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MeshConfig {
+    /// Agents of another name are refused.
+    pub name: String,
+    /// UDP address of QUIC.
+    pub listen: SocketAddr,
+    /// Address at which peers reach this host.
+    pub advertise: SocketAddr,
+    /// Any agents to join through, `host:port`.
+    pub seeds: Vec<String>,
+    /// Hosts that must see each other before the mesh initialises itself.
+    pub bootstrap_expect: u16,
+    /// Time between gossip rounds.
+    pub gossip_interval: Duration,
+}
+
+/// `[redis]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RedisConfig {
+    /// Server's executable, a name in `PATH` or a path; `None` looks for
+    /// `redis-server`, then `valkey-server`.
+    pub server: Option<PathBuf>,
+    /// One directory per instance lies under it, named by its port.
+    pub data_dir: PathBuf,
+    /// Address that instances bind and announce.
+    pub ip: IpAddr,
+    /// Data port of the first instance.
+    pub base_port: u16,
+    /// Whether instances outlive the agent.
+    pub on_agent_exit: OnAgentExit,
+    /// Directives for every instance's `redis.conf`, with their arguments.
+    pub directives: BTreeMap<String, Vec<String>>,
+}
+
+/// What happens to running instances when the agent stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnAgentExit {
+    /// They go on and are adopted by the next agent.
+    Leave,
+    /// They are stopped with it.
+    Stop,
+}
+
+/// `[log]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogConfig {
+    /// A level, or `tracing` directives such as `info,redmesh_agent::mesh=debug`.
+    pub filter: String,
+    /// How lines look.
+    pub format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people and journald.
+    Text,
+    /// One object a line.
+    Json,
+}
+
+/// A configuration that can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file can't be read.
+    #[error("can't read {}: give an existing file with --config", .path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file isn't TOML, or a key in it is unknown or of the wrong type.
+    #[error("in {}", .path.display())]
+    Parse {
+        /// Which.
+        path: PathBuf,
+        /// Where and why.
+        #[source]
+        source: Box<toml::de::Error>,
+    },
+    /// A variable or flag names no key, or its value is of the wrong type.
+    #[error("{origin}: {reason}")]
+    Override {
+        /// The variable or flag.
+        origin: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A key that has no default is nowhere.
+    #[error("{key} is not set: {remedy}")]
+    Missing {
+        /// `section.key`.
+        key: &'static str,
+        /// What to write.
+        remedy: &'static str,
+    },
+    /// A value that can't work.
+    #[error("{key} = {value}: {reason}")]
+    Invalid {
+        /// `section.key`.
+        key: &'static str,
+        /// The value.
+        value: String,
+        /// Why, and what would do.
+        reason: String,
+    },
+}
+
+fn invalid(key: &'static str, value: impl std::fmt::Debug, reason: impl Into<String>) -> ConfigError {
+    ConfigError::Invalid { key, value: format!("{value:?}"), reason: reason.into() }
+}
+
+impl Config {
+    /// Reads `path`, lays the overrides over it and validates the whole.
+    ///
+    /// # Errors
+    /// Any [`ConfigError`]; the first problem found.
+    pub fn load(path: &Path, overrides: &Overrides) -> Result<Self, ConfigError> {
+        Self::validate(raw::read(path, overrides)?)
+    }
+
+    fn validate(raw: raw::File) -> Result<Self, ConfigError> {
+        let mesh = validate_mesh(raw.mesh)?;
+        let redis = validate_redis(raw.redis, mesh.advertise.ip())?;
+        let load_threads = raw.load.threads;
+        if !(1..=LOAD_THREADS_MAX).contains(&load_threads) {
+            return Err(invalid(
+                "load.threads",
+                load_threads,
+                format!("must be 1 to {LOAD_THREADS_MAX}; one is right until its core is full"),
+            ));
+        }
+        Ok(Self {
+            mesh,
+            identity_dir: absolute("identity.dir", raw.identity.dir)?,
+            state_dir: absolute("state.dir", raw.state.dir)?,
+            redis,
+            load_threads,
+            http_listen: validate_http(&raw.http.listen)?,
+            log: LogConfig { filter: raw.log.level, format: raw.log.format },
+        })
+    }
+}
+
+fn validate_mesh(raw: raw::Mesh) -> Result<MeshConfig, ConfigError> {
+    let name_ok = !raw.name.is_empty()
+        && raw.name.len() <= 63
+        && raw.name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    if !name_ok {
+        return Err(invalid("mesh.name", raw.name, "must be 1 to 63 letters, digits or dashes"));
+    }
+    let advertise = raw.advertise.unwrap_or(raw.listen);
+    if advertise.ip().is_unspecified() {
+        return Err(invalid(
+            "mesh.advertise",
+            advertise,
+            "peers can't reach an unspecified address: set mesh.advertise to this host's own, \
+             for example \"192.0.2.11:7379\"",
+        ));
+    }
+    if advertise.port() == 0 || raw.listen.port() == 0 {
+        return Err(invalid("mesh.listen", raw.listen, "port 0 can't be found by peers: 7379 is usual"));
+    }
+    for seed in &raw.seeds {
+        let port = seed.rsplit_once(':').map(|(host, port)| (host.is_empty(), port.parse::<u16>()));
+        if !matches!(port, Some((false, Ok(1..)))) {
+            return Err(invalid("mesh.seeds", seed, "must be host:port, for example \"192.0.2.11:7379\""));
+        }
+    }
+    if raw.bootstrap_expect == 0 {
+        return Err(invalid(
+            "mesh.bootstrap_expect",
+            0,
+            "must be the number of hosts that are to be there before the mesh initialises, \
+             more than half of all",
+        ));
+    }
+    if !GOSSIP_INTERVAL_MS.contains(&raw.gossip_interval_ms) {
+        return Err(invalid(
+            "mesh.gossip_interval_ms",
+            raw.gossip_interval_ms,
+            format!("must be {} to {}", GOSSIP_INTERVAL_MS.start(), GOSSIP_INTERVAL_MS.end()),
+        ));
+    }
+    Ok(MeshConfig {
+        name: raw.name,
+        listen: raw.listen,
+        advertise,
+        seeds: raw.seeds,
+        bootstrap_expect: raw.bootstrap_expect,
+        gossip_interval: Duration::from_millis(raw.gossip_interval_ms),
+    })
+}
+
+fn validate_redis(raw: raw::Redis, mesh_ip: IpAddr) -> Result<RedisConfig, ConfigError> {
+    let ip = raw.ip.unwrap_or(mesh_ip);
+    if ip.is_unspecified() || ip.is_multicast() {
+        return Err(invalid(
+            "redis.ip",
+            ip,
+            "instances announce it to each other: it must be this host's own",
+        ));
+    }
+    if raw.base_port < 1024 || raw.base_port > u16::MAX - BUS_PORT_OFFSET {
+        return Err(invalid(
+            "redis.base_port",
+            raw.base_port,
+            format!(
+                "must be 1024 to {}: every bus port is {BUS_PORT_OFFSET} above its data port",
+                u16::MAX - BUS_PORT_OFFSET
+            ),
+        ));
+    }
+    let mut directives = BTreeMap::new();
+    for (name, value) in raw.directives {
+        let arguments = value.arguments().map_err(|reason| ConfigError::Invalid {
+            key: "redis.directives",
+            value: name.clone(),
+            reason,
+        })?;
+        directives.insert(name, arguments);
+    }
+    Ok(RedisConfig {
+        server: raw.server,
+        data_dir: absolute("redis.data_dir", raw.data_dir)?,
+        ip,
+        base_port: raw.base_port,
+        on_agent_exit: raw.on_agent_exit,
+        directives,
+    })
+}
+
+fn validate_http(listen: &str) -> Result<Option<SocketAddr>, ConfigError> {
+    if listen == "off" {
+        return Ok(None);
+    }
+    listen.parse().map(Some).map_err(|_| {
+        invalid("http.listen", listen, "must be an address such as \"127.0.0.1:7380\", or \"off\"")
+    })
+}
+
+/// Paths are made absolute once, here: servers run in directories of their own.
+fn absolute(key: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {
+    if path.as_os_str().is_empty() {
+        return Err(invalid(key, path, "must name a directory"));
+    }
+    std::path::absolute(&path).map_err(|error| invalid(key, path, error.to_string()))
+}

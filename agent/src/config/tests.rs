@@ -1,0 +1,91 @@
+use super::*;
+
+const MINIMAL: &str = "[mesh]\nlisten = \"127.0.0.1:7379\"\nbootstrap_expect = 3\n";
+
+fn load(text: &str, env: &[(&str, &str)], flags: &[&str]) -> Result<Config, String> {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let path = dir.path().join("agent.toml");
+    std::fs::write(&path, text).expect("write");
+    let overrides = Overrides {
+        env: env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+        flags: flags.iter().map(|f| (*f).to_owned()).collect(),
+    };
+    Config::load(&path, &overrides).map_err(|error| {
+        let mut words = error.to_string();
+        let mut source = std::error::Error::source(&error);
+        while let Some(inner) = source {
+            words = format!("{words}: {inner}");
+            source = inner.source();
+        }
+        words
+    })
+}
+
+#[test]
+fn two_keys_are_enough() {
+    let config = load(MINIMAL, &[], &[]).expect("valid");
+    assert_eq!(config.mesh.advertise, "127.0.0.1:7379".parse().expect("addr"));
+    assert_eq!(config.redis.ip, config.mesh.advertise.ip());
+    assert_eq!(config.redis.base_port, 6379);
+    assert_eq!(config.http_listen, Some("127.0.0.1:7380".parse().expect("addr")));
+}
+
+#[test]
+fn environment_beats_the_file_and_flags_beat_both() {
+    let env = [("REDMESH_MESH__BOOTSTRAP_EXPECT", "5"), ("REDMESH_LOAD__THREADS", "2")];
+    let config = load(MINIMAL, &env, &["mesh.bootstrap_expect=7"]).expect("valid");
+    assert_eq!((config.mesh.bootstrap_expect, config.load_threads), (7, 2));
+}
+
+#[test]
+fn directives_take_text_number_and_lines() {
+    let text = format!(
+        "{MINIMAL}[redis.directives]\nmaxmemory = \"1gb\"\nhz = 20\nsave = [\"900 1\", \"300 10\"]\n"
+    );
+    let config = load(&text, &[], &["redis.directives.loglevel=verbose"]).expect("valid");
+    let lines = |name: &str| config.redis.directives[name].clone();
+    assert_eq!(lines("maxmemory"), ["1gb"]);
+    assert_eq!(lines("hz"), ["20"]);
+    assert_eq!(lines("save"), ["900 1", "300 10"]);
+    assert_eq!(lines("loglevel"), ["verbose"]);
+}
+
+#[test]
+fn mistakes_are_refused_by_name() {
+    let cases: &[(&str, &[&str])] = &[
+        ("[mesh]\nbootstrap_expect = 3\n", &["mesh.listen", "is not set"]),
+        ("[mesh]\nlisten = \"127.0.0.1:1\"\n", &["mesh.bootstrap_expect", "is not set"]),
+        ("[mesh]\nlisten = \"127.0.0.1:1\"\nbootstrap_expect = 0\n", &["mesh.bootstrap_expect = 0"]),
+        ("[mesh]\nlisten = \"0.0.0.0:7379\"\nbootstrap_expect = 1\n", &["mesh.advertise"]),
+        ("[mesh]\nlisten = \"here\"\nbootstrap_expect = 1\n", &["listen", "socket address"]),
+        (&format!("{MINIMAL}colour = 1\n"), &["colour", "unknown field"]),
+        (&format!("{MINIMAL}[rediss]\n"), &["rediss", "unknown field"]),
+        (&format!("{MINIMAL}seeds = [\"nowhere\"]\n"), &["mesh.seeds", "nowhere", "host:port"]),
+        (&format!("{MINIMAL}[redis]\nbase_port = 60000\n"), &["redis.base_port = 60000", "55535"]),
+        (&format!("{MINIMAL}[redis.directives]\nx = \"a\\nb\"\n"), &["redis.directives", "control"]),
+        (&format!("{MINIMAL}[load]\nthreads = 0\n"), &["load.threads = 0"]),
+        (&format!("{MINIMAL}[http]\nlisten = \"yes\"\n"), &["http.listen", "off"]),
+    ];
+    for (text, words) in cases {
+        let error = load(text, &[], &[]).expect_err(text);
+        for word in *words {
+            assert!(error.contains(word), "{text}\n-> {error}\nlacks {word:?}");
+        }
+    }
+}
+
+#[test]
+fn overrides_name_their_origin() {
+    let error = load(MINIMAL, &[("REDMESH_MESH__COLOUR", "1")], &[]).expect_err("unknown key");
+    assert!(error.contains("REDMESH_MESH__COLOUR") && error.contains("colour"), "{error}");
+    let error = load(MINIMAL, &[], &["mesh.bootstrap_expect=many"]).expect_err("not a number");
+    assert!(error.contains("--set mesh.bootstrap_expect=many"), "{error}");
+    let error = load(MINIMAL, &[], &["nonsense"]).expect_err("no key");
+    assert!(error.contains("section.key=value"), "{error}");
+}
+
+#[test]
+fn the_shipped_example_is_valid() {
+    let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/agent.example.toml"));
+    Config::load(path, &Overrides::default()).expect("deploy/agent.example.toml parses");
+}

@@ -1,0 +1,55 @@
+//! What may be asked of the replicated state.
+
+use redmesh_api::ids::{MeshId, PlanId, RunId};
+use redmesh_api::level::{ClusterPlan, PlanStage};
+use redmesh_api::run::{Run, RunResult, RunStage};
+use serde::{Deserialize, Serialize};
+
+/// One change of the level. Each is idempotent: proposed twice, the second comes to
+/// [`Applied::Unchanged`], so that a proposal whose answer was lost may be repeated.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Command {
+    /// Gives the mesh its id; the first entry of a mesh.
+    Found {
+        /// The id, drawn by the first leader.
+        mesh: MeshId,
+    },
+    /// Sets the cluster plan, once and for all.
+    CreatePlan(Box<ClusterPlan>),
+    /// Moves the plan on.
+    AdvancePlan {
+        /// Which; must be the one there is.
+        plan: PlanId,
+        /// The stage reached.
+        to: PlanStage,
+        /// The coordinator's clock, Unix milliseconds.
+        at_unix_ms: u64,
+    },
+    /// Begins a run.
+    StartRun(Box<Run>),
+    /// Moves a run on, but not to [`RunStage::Done`]: that takes `CloseRun`.
+    AdvanceRun {
+        /// Which.
+        run: RunId,
+        /// The stage reached.
+        to: RunStage,
+    },
+    /// Closes a run's account.
+    CloseRun {
+        /// Which.
+        run: RunId,
+        /// The account.
+        result: Box<RunResult>,
+    },
+}
+
+/// What became of a command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Applied {
+    /// The level changed and bears the entry's stamp.
+    Done,
+    /// It was so already.
+    Unchanged,
+    /// It can't be, and why; nothing changed.
+    Rejected(String),
+}

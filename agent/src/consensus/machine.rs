@@ -1,0 +1,157 @@
+//! The state machine: how a command changes the level.
+//!
+//! Pure, and the same on every voter: no clock, no randomness, nothing of this host.
+//! Stages only advance, the mesh and the plan are set once, and the level is bounded in
+//! runs and in bytes, because it travels whole.
+
+use redmesh_api::codec;
+use redmesh_api::level::{ClusterPlan, Level, PlanStage, Stamp};
+use redmesh_api::limits::{FRAME_BYTES_MAX, RUNS_KEPT_MAX};
+use redmesh_api::run::{Run, RunResult, RunStage};
+
+use super::command::{Applied, Command};
+
+/// Largest encoded level, bytes. Half a frame, so that it fits one with whatever is
+/// sent beside it.
+pub const LEVEL_BYTES_MAX: usize = FRAME_BYTES_MAX / 2;
+
+/// Applies `command` as the entry `stamp`. Only [`Applied::Done`] changes the level, and
+/// then the level's stamp is `stamp`.
+pub fn apply(level: &mut Level, stamp: Stamp, command: &Command) -> Applied {
+    if stamp <= level.stamp {
+        return rejected(format!("entry {stamp} is not newer than the level, {}", level.stamp));
+    }
+    let mut next = level.clone();
+    let applied = change(&mut next, command);
+    if applied != Applied::Done {
+        return applied;
+    }
+    next.stamp = stamp;
+    if let Err(bytes) = trim(&mut next) {
+        return rejected(format!(
+            "the level would be {bytes} bytes, at most {LEVEL_BYTES_MAX} are allowed: use fewer instances"
+        ));
+    }
+    *level = next;
+    Applied::Done
+}
+
+fn change(level: &mut Level, command: &Command) -> Applied {
+    match command {
+        Command::Found { mesh } => match level.mesh {
+            None => {
+                level.mesh = Some(*mesh);
+                Applied::Done
+            }
+            Some(known) if known == *mesh => Applied::Unchanged,
+            Some(known) => rejected(format!("the mesh is {known} already, not {mesh}")),
+        },
+        Command::CreatePlan(plan) => create_plan(level, plan),
+        Command::AdvancePlan { plan, to, at_unix_ms } => match level.plan.as_mut() {
+            Some(known) if known.id == *plan => {
+                let applied = advance(&mut known.stage, *to);
+                if applied == Applied::Done && *to == PlanStage::Formed {
+                    known.formed_unix_ms = Some(*at_unix_ms);
+                }
+                applied
+            }
+            Some(known) => rejected(format!("plan {plan} is not the mesh's plan, which is {}", known.id)),
+            None => rejected(format!("plan {plan} is unknown, there is no plan yet")),
+        },
+        Command::StartRun(run) => start_run(level, run),
+        Command::AdvanceRun { run, to } => match level.runs.iter_mut().find(|known| known.id == *run) {
+            None => rejected(format!("run {run} is unknown")),
+            Some(known) if *to == RunStage::Done && known.stage != RunStage::Done => {
+                rejected(format!("run {run} is done only when its account is closed"))
+            }
+            Some(known) => advance(&mut known.stage, *to),
+        },
+        Command::CloseRun { run, result } => match level.runs.iter_mut().find(|known| known.id == *run) {
+            None => rejected(format!("run {run} is unknown")),
+            Some(known) => close_run(known, result),
+        },
+    }
+}
+
+fn create_plan(level: &mut Level, plan: &ClusterPlan) -> Applied {
+    match &level.plan {
+        None => {
+            level.plan = Some(plan.clone());
+            Applied::Done
+        }
+        // The stage may have advanced since the first time.
+        Some(known) if known.id == plan.id => Applied::Unchanged,
+        Some(known) => rejected(format!("there is a plan already, {}", known.id)),
+    }
+}
+
+fn start_run(level: &mut Level, run: &Run) -> Applied {
+    if let Some(known) = level.runs.iter().find(|known| known.id == run.id) {
+        let same = known.spec == run.spec && known.shares == run.shares;
+        return if same {
+            Applied::Unchanged
+        } else {
+            rejected(format!("run {} exists with another spec", run.id))
+        };
+    }
+    if let Some(open) = level.runs.iter().find(|known| known.stage != RunStage::Done) {
+        return rejected(format!("run {} is not done yet: stop it or wait for it", open.id));
+    }
+    match &level.plan {
+        Some(plan) if plan.stage == PlanStage::Formed => {}
+        Some(_) => return rejected("the cluster is still being formed: wait for it".to_owned()),
+        None => return rejected("there is no cluster yet: create one".to_owned()),
+    }
+    if run.stage == RunStage::Done || run.result.is_some() {
+        return rejected(format!("run {} can't begin as done", run.id));
+    }
+    level.runs.push(run.clone());
+    Applied::Done
+}
+
+fn close_run(run: &mut Run, result: &RunResult) -> Applied {
+    match &run.result {
+        None => {
+            run.result = Some(result.clone());
+            run.stage = RunStage::Done;
+            Applied::Done
+        }
+        Some(known) if known == result => Applied::Unchanged,
+        Some(_) => rejected(format!("run {} is closed already with another account", run.id)),
+    }
+}
+
+fn advance<S: Ord + Copy + std::fmt::Debug>(stage: &mut S, to: S) -> Applied {
+    match to.cmp(stage) {
+        std::cmp::Ordering::Less => rejected(format!("stages only advance: it is {stage:?}, past {to:?}")),
+        std::cmp::Ordering::Equal => Applied::Unchanged,
+        std::cmp::Ordering::Greater => {
+            *stage = to;
+            Applied::Done
+        }
+    }
+}
+
+/// Drops the oldest closed runs until the level is within its bounds; the size when it
+/// can't be.
+fn trim(level: &mut Level) -> Result<(), usize> {
+    loop {
+        let bytes = codec::encode(level).map_or(usize::MAX, |payload| payload.len());
+        if level.runs.len() <= RUNS_KEPT_MAX && bytes <= LEVEL_BYTES_MAX {
+            return Ok(());
+        }
+        // The newest stays: whoever closed it wants to read it.
+        let older = level.runs.len().saturating_sub(1);
+        match level.runs[..older].iter().position(|run| run.stage == RunStage::Done) {
+            Some(oldest) => drop(level.runs.remove(oldest)),
+            None => return Err(bytes),
+        }
+    }
+}
+
+fn rejected(reason: String) -> Applied {
+    Applied::Rejected(reason)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,270 @@
+use std::net::{IpAddr, Ipv4Addr};
+
+use proptest::prelude::*;
+use redmesh_api::ids::{HostId, MeshId, NodeId, PlanId, RunId};
+use redmesh_api::level::{ClusterSpec, PlannedHost, PlannedInstance, PlannedRole, SlotRange};
+use redmesh_api::run::{
+    LatencySummary, Ledger, Outcome, RunSpec, RunUntil, ServerSample, Share, UUID_COUNTER,
+};
+use uuid::Uuid;
+
+use super::*;
+
+fn stamp(index: u64) -> Stamp {
+    Stamp { term: 1, index, leader: HostId(1) }
+}
+
+fn plan(id: u128) -> ClusterPlan {
+    ClusterPlan {
+        id: PlanId(Uuid::from_u128(id)),
+        spec: ClusterSpec { instances_per_host: 1, replicas: 0, node_timeout_ms: None },
+        node_timeout_ms: 5000,
+        stage: PlanStage::Prepare,
+        hosts: vec![PlannedHost {
+            id: HostId(1),
+            name: "host-1".to_owned(),
+            ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            base_port: 6379,
+        }],
+        instances: vec![PlannedInstance {
+            host: 0,
+            port: 6379,
+            node_id: NodeId([1; 20]),
+            shard_id: NodeId([2; 20]),
+            role: PlannedRole::Primary { slots: SlotRange { first: 0, last: 16383 }, config_epoch: 1 },
+        }],
+        created_unix_ms: 1,
+        formed_unix_ms: None,
+    }
+}
+
+fn run(id: u128) -> Run {
+    Run {
+        id: RunId(Uuid::from_u128(id)),
+        spec: RunSpec { workload: UUID_COUNTER.to_owned(), workers: 2, until: RunUntil::Writes(10) },
+        shares: vec![Share { host: HostId(1), workers: 2, first_worker: 0, writes: Some(10) }],
+        stage: RunStage::Running,
+        created_unix_ms: 1,
+        before: Vec::new(),
+        result: None,
+    }
+}
+
+fn result(samples: usize) -> RunResult {
+    let sample = ServerSample {
+        host: HostId(1),
+        port: 6379,
+        run_id: "0".repeat(40),
+        primary: true,
+        dbsize: 1,
+        set_calls: 1,
+        cpu_us: 1,
+    };
+    RunResult {
+        outcome: Outcome::Completed,
+        tallies: Vec::new(),
+        latency: LatencySummary::default(),
+        ledger: Ledger::default(),
+        after: vec![sample; samples],
+        server_cpu_us: 0,
+        ended_unix_ms: 2,
+    }
+}
+
+/// A level that commands are applied to, each as the next entry.
+#[derive(Default)]
+struct Machine {
+    level: Level,
+    index: u64,
+}
+
+impl Machine {
+    fn formed() -> Self {
+        let mut machine = Self::default();
+        machine.done(Command::CreatePlan(Box::new(plan(1))));
+        machine.done(Command::AdvancePlan { plan: plan(1).id, to: PlanStage::Formed, at_unix_ms: 2 });
+        machine
+    }
+
+    fn apply(&mut self, command: Command) -> Applied {
+        self.index += 1;
+        let before = self.level.clone();
+        let applied = apply(&mut self.level, stamp(self.index), &command);
+        match applied {
+            Applied::Done => assert_eq!(self.level.stamp, stamp(self.index)),
+            _ => assert_eq!(self.level, before),
+        }
+        applied
+    }
+
+    fn done(&mut self, command: Command) {
+        assert_eq!(self.apply(command), Applied::Done);
+    }
+
+    fn unchanged(&mut self, command: Command) {
+        assert_eq!(self.apply(command), Applied::Unchanged);
+    }
+
+    fn rejected(&mut self, command: Command, words: &str) {
+        let Applied::Rejected(reason) = self.apply(command) else { panic!("not rejected") };
+        assert!(reason.contains(words), "{reason}");
+    }
+
+    fn close(&mut self, id: u128, samples: usize) -> Applied {
+        self.apply(Command::CloseRun { run: run(id).id, result: Box::new(result(samples)) })
+    }
+}
+
+#[test]
+fn the_first_found_wins() {
+    let mut machine = Machine::default();
+    let (a, b) = (MeshId(Uuid::from_u128(1)), MeshId(Uuid::from_u128(2)));
+    machine.done(Command::Found { mesh: a });
+    machine.unchanged(Command::Found { mesh: a });
+    machine.rejected(Command::Found { mesh: b }, &a.to_string());
+}
+
+#[test]
+fn there_is_one_plan_and_it_only_advances() {
+    let mut machine = Machine::default();
+    machine.rejected(
+        Command::AdvancePlan { plan: plan(1).id, to: PlanStage::Release, at_unix_ms: 2 },
+        "no plan yet",
+    );
+    machine.done(Command::CreatePlan(Box::new(plan(1))));
+    machine.done(Command::AdvancePlan { plan: plan(1).id, to: PlanStage::Release, at_unix_ms: 2 });
+    machine.unchanged(Command::CreatePlan(Box::new(plan(1))));
+    machine.unchanged(Command::AdvancePlan { plan: plan(1).id, to: PlanStage::Release, at_unix_ms: 2 });
+    machine.rejected(
+        Command::AdvancePlan { plan: plan(1).id, to: PlanStage::Prepare, at_unix_ms: 2 },
+        "only advance",
+    );
+    machine.rejected(Command::CreatePlan(Box::new(plan(2))), "a plan already");
+    machine.rejected(
+        Command::AdvancePlan { plan: plan(2).id, to: PlanStage::Formed, at_unix_ms: 2 },
+        "not the mesh's plan",
+    );
+}
+
+#[test]
+fn a_run_needs_a_formed_cluster_and_no_other_run() {
+    let mut machine = Machine::default();
+    machine.rejected(Command::StartRun(Box::new(run(1))), "no cluster yet");
+    machine.done(Command::CreatePlan(Box::new(plan(1))));
+    machine.rejected(Command::StartRun(Box::new(run(1))), "still being formed");
+    let mut machine = Machine::formed();
+    machine.done(Command::StartRun(Box::new(run(1))));
+    machine.unchanged(Command::StartRun(Box::new(run(1))));
+    machine.rejected(Command::StartRun(Box::new(run(2))), "not done yet");
+    assert_eq!(machine.close(1, 0), Applied::Done);
+    machine.done(Command::StartRun(Box::new(run(2))));
+    let other = Run { spec: RunSpec { workers: 3, ..run(1).spec }, ..run(1) };
+    machine.rejected(Command::StartRun(Box::new(other)), "another spec");
+}
+
+#[test]
+fn a_run_is_closed_once() {
+    let mut machine = Machine::formed();
+    assert!(matches!(machine.close(1, 0), Applied::Rejected(_)));
+    machine.done(Command::StartRun(Box::new(run(1))));
+    machine.rejected(Command::AdvanceRun { run: run(1).id, to: RunStage::Done }, "account is closed");
+    machine.done(Command::AdvanceRun { run: run(1).id, to: RunStage::Stopping });
+    machine.rejected(Command::AdvanceRun { run: run(1).id, to: RunStage::Running }, "only advance");
+    assert_eq!(machine.close(1, 0), Applied::Done);
+    assert_eq!(machine.close(1, 0), Applied::Unchanged);
+    assert!(matches!(machine.close(1, 1), Applied::Rejected(_)));
+    let known = &machine.level.runs[0];
+    assert_eq!((known.stage, known.result.as_ref()), (RunStage::Done, Some(&result(0))));
+    machine.unchanged(Command::AdvanceRun { run: run(1).id, to: RunStage::Done });
+    machine.rejected(Command::AdvanceRun { run: run(1).id, to: RunStage::Stopping }, "only advance");
+}
+
+#[test]
+fn the_oldest_closed_runs_make_room() {
+    let mut machine = Machine::formed();
+    let count = RUNS_KEPT_MAX as u128 + 3;
+    for id in 1..=count {
+        machine.done(Command::StartRun(Box::new(run(id))));
+        assert_eq!(machine.close(id, 0), Applied::Done);
+    }
+    let kept: Vec<_> = machine.level.runs.iter().map(|run| run.id).collect();
+    let wanted: Vec<_> = (4..=count).map(|id| run(id).id).collect();
+    assert_eq!(kept, wanted);
+}
+
+#[test]
+fn the_level_is_bounded_in_bytes() {
+    let mut machine = Machine::formed();
+    // Two of these don't fit one level.
+    let samples = LEVEL_BYTES_MAX * 2 / 3 / codec::encode(&result(1).after[0]).unwrap().len();
+    for id in 1..=3 {
+        machine.done(Command::StartRun(Box::new(run(id))));
+        assert_eq!(machine.close(id, samples), Applied::Done);
+    }
+    let kept: Vec<_> = machine.level.runs.iter().map(|run| run.id).collect();
+    assert_eq!(kept, [run(3).id]);
+    machine.done(Command::StartRun(Box::new(run(4))));
+    assert!(matches!(machine.close(4, samples * 2), Applied::Rejected(_)));
+    assert_eq!(machine.close(4, 0), Applied::Done);
+}
+
+#[test]
+fn an_older_entry_changes_nothing() {
+    let mut machine = Machine::formed();
+    machine.index = 0;
+    machine.rejected(Command::Found { mesh: MeshId(Uuid::from_u128(1)) }, "not newer");
+}
+
+fn any_command() -> impl Strategy<Value = Command> {
+    let plan_stage = prop_oneof![Just(PlanStage::Prepare), Just(PlanStage::Release), Just(PlanStage::Formed)];
+    let run_stage = prop_oneof![Just(RunStage::Running), Just(RunStage::Stopping), Just(RunStage::Done)];
+    let id = 1u128..4;
+    prop_oneof![
+        id.clone().prop_map(|id| Command::Found { mesh: MeshId(Uuid::from_u128(id)) }),
+        id.clone().prop_map(|id| Command::CreatePlan(Box::new(plan(id)))),
+        (id.clone(), plan_stage).prop_map(|(id, to)| Command::AdvancePlan {
+            plan: plan(id).id,
+            to,
+            at_unix_ms: 2
+        }),
+        id.clone().prop_map(|id| Command::StartRun(Box::new(run(id)))),
+        (id.clone(), run_stage).prop_map(|(id, to)| Command::AdvanceRun { run: run(id).id, to }),
+        (id, 0usize..2).prop_map(|(id, samples)| Command::CloseRun {
+            run: run(id).id,
+            result: Box::new(result(samples)),
+        }),
+    ]
+}
+
+proptest! {
+    /// Whatever is proposed: nothing set is unset, no stage goes back, the stamp grows
+    /// exactly when something changes, at most one run is open, and a command that
+    /// came to Done comes to Unchanged at once after.
+    #[test]
+    fn nothing_goes_back(commands in prop::collection::vec(any_command(), 0..40)) {
+        let mut machine = Machine::default();
+        for command in commands {
+            let before = machine.level.clone();
+            let applied = machine.apply(command.clone());
+            let after = machine.level.clone();
+            prop_assert_eq!(applied == Applied::Done, after.stamp > before.stamp);
+            prop_assert!(before.mesh.is_none() || before.mesh == after.mesh);
+            if let Some(plan) = &before.plan {
+                let now = after.plan.as_ref().expect("a plan stays");
+                prop_assert!(now.id == plan.id && now.stage >= plan.stage);
+            }
+            for run in &before.runs {
+                let now = after.runs.iter().find(|now| now.id == run.id).expect("few enough to stay");
+                prop_assert!(now.stage >= run.stage);
+                prop_assert!(run.result.is_none() || now.result == run.result);
+            }
+            prop_assert!(after.runs.iter().filter(|run| run.stage != RunStage::Done).count() <= 1);
+            for run in &after.runs {
+                prop_assert_eq!(run.stage == RunStage::Done, run.result.is_some());
+            }
+            if applied == Applied::Done {
+                prop_assert_eq!(machine.apply(command), Applied::Unchanged);
+            }
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! `cluster check`: every instance asked for its view now, held against each other.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use redmesh_api::control::{ClusterCheck, ControlReply, InstanceView, RefusalKind};
+use redmesh_api::ids::NodeId;
+use redmesh_api::level::{ClusterPlan, SLOTS};
+
+use super::refused;
+use crate::census::Census;
+use crate::peer::{self, PeerReply, PeerRequest};
+use crate::transport::Transport;
+
+/// Errors that a check lists one by one; the rest are counted.
+const ERRORS_LISTED_MAX: usize = 50;
+
+/// Asks all hosts of the plan for their instances' views and judges them.
+pub async fn cluster_check(census: &Census, transport: &dyn Transport) -> ControlReply {
+    let level = census.level();
+    let Some(plan) = &level.plan else {
+        return refused(
+            RefusalKind::NotFound,
+            "there is no cluster yet: redmeshctl cluster create --instances-per-host N",
+        );
+    };
+    let hosts = census.hosts();
+    let asked = plan.hosts.iter().map(|planned| async {
+        let Some(host) = hosts.get(&planned.id) else {
+            return Err(format!("{}: gone from the mesh", planned.name));
+        };
+        match peer::ask(transport, host.addr, &PeerRequest::CheckInstances, peer::INSTANCES_DEADLINE).await {
+            Ok(PeerReply::Views(views)) => Ok(views),
+            Ok(other) => Err(format!("{}: answered {other:?}", planned.name)),
+            Err(error) => Err(format!("{}: {}", planned.name, crate::error_chain(&error))),
+        }
+    });
+    let mut views = Vec::new();
+    let mut errors = Vec::new();
+    for answer in futures_util::future::join_all(asked).await {
+        match answer {
+            Ok(answered) => views.extend(answered),
+            Err(reason) => errors.push(reason),
+        }
+    }
+    ControlReply::ClusterCheck(judge(plan, views, errors))
+}
+
+/// What the views amount to; pure.
+pub fn judge(plan: &ClusterPlan, mut views: Vec<InstanceView>, mut errors: Vec<String>) -> ClusterCheck {
+    views.sort_by_key(|view| view.addr);
+    let mut warnings = Vec::new();
+    let mut open_slots = BTreeSet::new();
+    let mut covered = BTreeSet::new();
+    let mut by_digest: BTreeMap<u64, Vec<&InstanceView>> = BTreeMap::new();
+    for view in &views {
+        if !view.up {
+            let why = view.problem.as_deref().unwrap_or("no answer");
+            errors.push(format!("{}: {why}", view.addr));
+            continue;
+        }
+        by_digest.entry(view.view_digest).or_default().push(view);
+        open_slots.extend(view.open_slots.iter().copied());
+        if view.primary {
+            covered.extend(view.slots.iter().flat_map(|range| range.first..=range.last));
+        }
+        if !view.state_ok {
+            errors.push(format!("{}: cluster_state:fail", view.addr));
+        }
+        if view.known_nodes as usize != plan.instances.len() {
+            errors.push(format!(
+                "{}: knows {} of {} nodes",
+                view.addr,
+                view.known_nodes,
+                plan.instances.len()
+            ));
+        }
+        if let Some(problem) = &view.problem {
+            warnings.push(format!("{}: {problem}", view.addr));
+        }
+    }
+    if by_digest.len() > 1 {
+        let majority = by_digest.values().map(Vec::len).max().unwrap_or(0);
+        let others = by_digest.values().filter(|group| group.len() < majority).flatten();
+        let names: Vec<_> = others.map(|view| view.addr.to_string()).take(ERRORS_LISTED_MAX).collect();
+        errors.push(format!(
+            "views differ ({} kinds); apart from the majority: {}",
+            by_digest.len(),
+            names.join(", ")
+        ));
+    }
+    let slots_covered = u16::try_from(covered.len()).unwrap_or(SLOTS);
+    if slots_covered < SLOTS {
+        errors.push(format!("{} of {SLOTS} slots are covered by no primary", SLOTS - slots_covered));
+    }
+    if !open_slots.is_empty() {
+        warnings.push(format!("{} slots are open (being migrated or imported)", open_slots.len()));
+    }
+    warnings.extend(shared_hosts(&views));
+    let agreed = by_digest.len() == 1 && views.iter().all(|view| view.up);
+    if errors.len() > ERRORS_LISTED_MAX {
+        let more = errors.split_off(ERRORS_LISTED_MAX).len();
+        errors.push(format!("… and {more} more"));
+    }
+    ClusterCheck {
+        slots_covered,
+        agreed,
+        open_slots: open_slots.into_iter().collect(),
+        errors,
+        warnings,
+        instances: views,
+    }
+}
+
+/// Replicas that stand beside their primary (as failovers can leave them).
+fn shared_hosts(views: &[InstanceView]) -> Vec<String> {
+    let by_id: BTreeMap<NodeId, &InstanceView> = views.iter().map(|view| (view.node_id, view)).collect();
+    let beside = views.iter().filter_map(|view| {
+        let primary = by_id.get(&view.primary_id?)?;
+        (primary.host == view.host)
+            .then(|| format!("{} is on the same host as its primary {}", view.addr, primary.addr))
+    });
+    beside.collect()
+}

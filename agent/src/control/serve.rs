@@ -1,0 +1,147 @@
+//! Requests from the wire to whoever answers them.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use redmesh_api::codec::{self, Channel, CodecError};
+use redmesh_api::control::{ControlReply, ControlRequest, InstanceView, Refusal, RefusalKind};
+use tokio::sync::watch;
+use tracing::{debug, warn};
+
+use super::Control;
+use crate::census::Census;
+use crate::cluster::{AdminPool, Target};
+use crate::consensus::Consensus;
+use crate::host::shares::Shares;
+use crate::level::LevelError;
+use crate::peer::{PeerReply, PeerRequest};
+use crate::supervisor::InstanceStatus;
+use crate::transport::{Handler, Peer};
+
+/// Serves all channels of this agent.
+#[derive(Debug)]
+pub struct Server {
+    /// Answers control requests.
+    pub control: Control,
+    /// Takes pushed levels and gives them to who lags.
+    pub census: Census,
+    /// Serves Raft and pledges.
+    pub consensus: Consensus,
+    /// Asks own instances.
+    pub admin: AdminPool,
+    /// Own part of the runs.
+    pub shares: Shares,
+    /// Own instances' states.
+    pub statuses: watch::Receiver<Arc<Vec<InstanceStatus>>>,
+}
+
+#[async_trait]
+impl Handler for Server {
+    async fn handle(&self, peer: &Peer, channel: Channel, payload: Bytes) -> Result<Vec<u8>, CodecError> {
+        match channel {
+            Channel::Control => {
+                let request: ControlRequest = codec::decode(&payload)?;
+                debug!(?peer, ?request, "control request");
+                codec::encode(&self.control.answer(request).await)
+            }
+            Channel::Peer => {
+                let request: PeerRequest = codec::decode(&payload)?;
+                codec::encode(&self.answer(peer, request).await)
+            }
+            Channel::Raft => self.consensus.handle(payload).await,
+            Channel::Gossip | Channel::Hello => Err(CodecError::Channel { got: channel as u8 }),
+        }
+    }
+}
+
+impl Server {
+    async fn answer(&self, peer: &Peer, request: PeerRequest) -> PeerReply {
+        match request {
+            PeerRequest::Pledge(pledge) => match self.consensus.pledge(&pledge).await {
+                Ok(reply) => PeerReply::Pledge(reply),
+                Err(error) => internal(&error),
+            },
+            PeerRequest::PullLevel { newer_than } => {
+                let level = self.census.level();
+                PeerReply::Level((level.stamp > newer_than).then(|| Box::new((*level).clone())))
+            }
+            PeerRequest::PushLevel(level) => match self.census.levels.accept(Arc::from(level)) {
+                Ok(_) => PeerReply::Accepted,
+                Err(LevelError::Stale { newest, got }) => {
+                    debug!(?peer, %got, %newest, "refused an order by its fence");
+                    PeerReply::Stale { newest }
+                }
+                Err(error) => {
+                    warn!(?peer, error = %crate::error_chain(&error), "refused an order");
+                    internal(&error)
+                }
+            },
+            PeerRequest::SampleServers => self.sample().await,
+            PeerRequest::CheckInstances => PeerReply::Views(self.views().await),
+            PeerRequest::RunReport(run) => PeerReply::Report(self.shares.report(run)),
+            PeerRequest::Forward(request) => {
+                PeerReply::Control(Box::new(self.serve_forwarded(request).await))
+            }
+        }
+    }
+
+    /// A forwarded request is answered here or refused, never passed on again: two
+    /// agents that each take the other for the coordinator must not play ball.
+    async fn serve_forwarded(&self, request: ControlRequest) -> ControlReply {
+        if self.census.acting() {
+            return self.control.answer(request).await;
+        }
+        ControlReply::Refused(Refusal {
+            kind: RefusalKind::NoCoordinator,
+            message: "the coordinator has just changed: try again".to_owned(),
+        })
+    }
+
+    async fn sample(&self) -> PeerReply {
+        let level = self.census.level();
+        let own: Vec<_> = level
+            .plan
+            .iter()
+            .flat_map(|plan| {
+                plan.instances_of(self.census.host).map(|instance| (self.census.host, plan.addr_of(instance)))
+            })
+            .collect();
+        let (mut samples, mut missing) = (Vec::new(), Vec::new());
+        for answer in self.admin.sample_all(own).await {
+            match answer {
+                Ok(sample) => samples.push(sample),
+                Err(error) => missing.push(crate::error_chain(&error)),
+            }
+        }
+        PeerReply::Samples { samples, missing }
+    }
+
+    /// What own instances say, beside what the supervisor knows of those that say nothing.
+    async fn views(&self) -> Vec<InstanceView> {
+        let level = self.census.level();
+        let Some(plan) = &level.plan else { return Vec::new() };
+        let host = self.census.host;
+        let targets = plan.instances_of(host).map(|instance| Target {
+            host,
+            addr: plan.addr_of(instance),
+            node_id: instance.node_id,
+        });
+        let mut views = self.admin.check_all(targets.collect()).await;
+        let statuses = self.statuses.borrow().clone();
+        for view in &mut views {
+            let status = statuses.iter().find(|status| status.addr == view.addr);
+            if let Some(problem) = status.and_then(|status| status.problem.clone()) {
+                view.problem = Some(match view.problem.take() {
+                    None => problem,
+                    Some(said) => format!("{problem} ({said})"),
+                });
+            }
+        }
+        views
+    }
+}
+
+fn internal(error: &dyn std::error::Error) -> PeerReply {
+    PeerReply::Refused(Refusal { kind: RefusalKind::Internal, message: crate::error_chain(error) })
+}

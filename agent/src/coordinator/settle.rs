@@ -1,0 +1,154 @@
+//! Gathers what a run's closed account needs from all hosts.
+
+use hdrhistogram::Histogram;
+use redmesh_api::ids::RunId;
+use redmesh_api::run::{Outcome, Run, RunResult, RunStage, ServerSample, Tally};
+use tracing::warn;
+
+use super::account::{self, Closing};
+use super::orders::now_unix_ms;
+use crate::census::Census;
+use crate::peer::{self, PeerReply, PeerRequest, ShareReport};
+use crate::stats;
+use crate::transport::Transport;
+
+/// Every instance's own figures, as far as they could be had.
+#[derive(Debug, Default)]
+pub struct Sampled {
+    /// Of the instances that answered.
+    pub samples: Vec<ServerSample>,
+    /// The others, each with its reason.
+    pub missing: Vec<String>,
+}
+
+/// Asks all hosts of the plan for their instances' figures.
+pub async fn sample_servers(census: &Census, transport: &dyn Transport) -> Sampled {
+    let level = census.level();
+    let Some(plan) = &level.plan else { return Sampled::default() };
+    let hosts = census.hosts();
+    let asked = plan.hosts.iter().map(|planned| async {
+        let Some(host) = hosts.get(&planned.id) else {
+            return Sampled {
+                samples: Vec::new(),
+                missing: vec![format!("{}: gone from the mesh", planned.name)],
+            };
+        };
+        match peer::ask(transport, host.addr, &PeerRequest::SampleServers, peer::INSTANCES_DEADLINE).await {
+            Ok(PeerReply::Samples { samples, missing }) => Sampled { samples, missing },
+            Ok(other) => Sampled {
+                samples: Vec::new(),
+                missing: vec![format!("{}: answered {other:?}", planned.name)],
+            },
+            Err(error) => Sampled {
+                samples: Vec::new(),
+                missing: vec![format!("{}: {}", planned.name, crate::error_chain(&error))],
+            },
+        }
+    });
+    let mut all = Sampled::default();
+    for sampled in futures_util::future::join_all(asked).await {
+        all.samples.extend(sampled.samples);
+        all.missing.extend(sampled.missing);
+    }
+    all
+}
+
+/// What the hosts of a run report, put together.
+#[derive(Debug)]
+pub struct Gathered {
+    /// Service times, microseconds.
+    pub latency: Histogram<u64>,
+    /// Exact counts of the hosts that answered.
+    pub tallies: Vec<Tally>,
+    /// What could not be had, in words.
+    pub notes: Vec<String>,
+}
+
+/// Asks all share hosts of `run` for their exact counts and latencies.
+pub async fn gather(census: &Census, transport: &dyn Transport, run: &Run) -> Gathered {
+    let mut gathered = Gathered { latency: stats::empty_histogram(), tallies: Vec::new(), notes: Vec::new() };
+    for (name, report) in reports(census, transport, run).await {
+        match report {
+            Ok(report) => {
+                match decode_histogram(&report) {
+                    Ok(Some(histogram)) if gathered.latency.add(&histogram).is_ok() => {}
+                    Ok(None) => {}
+                    Ok(Some(_)) => {
+                        gathered.notes.push(format!("latencies of {name} don't fit and are left out"))
+                    }
+                    Err(reason) => gathered.notes.push(format!("latencies of {name} are missing: {reason}")),
+                }
+                gathered.tallies.extend(report.tallies);
+            }
+            Err(reason) => gathered.notes.push(format!(
+                "{name} did not report: {reason}; its gossiped counts are taken, its latencies are missing"
+            )),
+        }
+    }
+    gathered
+}
+
+fn decode_histogram(report: &ShareReport) -> Result<Option<Histogram<u64>>, String> {
+    if report.histogram.is_empty() {
+        return Ok(None);
+    }
+    stats::decode(&report.histogram).map(Some).map_err(|error| crate::error_chain(&error))
+}
+
+async fn reports(
+    census: &Census,
+    transport: &dyn Transport,
+    run: &Run,
+) -> Vec<(String, Result<ShareReport, String>)> {
+    let hosts = census.hosts();
+    let asked = run.shares.iter().map(|share| async {
+        let Some(host) = hosts.get(&share.host) else {
+            return (share.host.to_string(), Err("gone from the mesh".to_owned()));
+        };
+        let reply =
+            peer::ask(transport, host.addr, &PeerRequest::RunReport(run.id), peer::QUICK_DEADLINE).await;
+        let report = match reply {
+            Ok(PeerReply::Report(report)) => Ok(report),
+            Ok(other) => Err(format!("answered {other:?}")),
+            Err(error) => Err(crate::error_chain(&error)),
+        };
+        (host.name(), report)
+    });
+    futures_util::future::join_all(asked).await
+}
+
+/// The closed account of `run`, or `None` if it is closed already.
+///
+/// All shares are spent or lost by now, so what gossip says of them is final; only
+/// latencies and the servers' figures have to be asked for.
+pub async fn settle(
+    census: &Census,
+    transport: &dyn Transport,
+    run: RunId,
+    outcome: Outcome,
+) -> Option<RunResult> {
+    let level = census.level();
+    let run = level.runs.iter().find(|candidate| candidate.id == run)?;
+    if run.stage == RunStage::Done {
+        return None;
+    }
+    let gossiped = census.tallies(run);
+    let Gathered { latency, tallies: exact, mut notes } = gather(census, transport, run).await;
+    let sampled = sample_servers(census, transport).await;
+    let all_sampled = sampled.missing.is_empty();
+    for reason in sampled.missing {
+        warn!(run = %run.id, reason, "instance not sampled");
+        notes.push(format!("not sampled: {reason}"));
+    }
+    let tallies = stats::merge(gossiped.into_iter().chain(exact)).into_values().collect();
+    let closing = Closing {
+        outcome,
+        tallies,
+        latency: stats::summary(&latency),
+        after: sampled.samples,
+        notes,
+        all_sampled,
+        ended_unix_ms: now_unix_ms(),
+    };
+    Some(account::close(run, closing))
+}

@@ -1,0 +1,205 @@
+//! The plan, as this host's supervisor is to have it; and the observed state, as the
+//! mesh is to know it. Pure translation, except for the task that connects the two.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use redmesh_api::ids::HostId;
+use redmesh_api::level::{ClusterPlan, Level, PlanStage};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use super::shares::Shares;
+use super::views::Views;
+use crate::cluster::{
+    DirectiveError, NodesConfError, RedisConf, ServerVersion, VersionError, clients_needed, render_nodes_conf,
+};
+use crate::facts::{self, Observed};
+use crate::mesh::Mesh;
+use crate::supervisor::{
+    InstanceStatus, Phase, ProcessError, Run, Supervisor, SupervisorError, WantedInstance, WantedLevel,
+};
+
+/// What this host adds to a plan before its instances can be written.
+#[derive(Debug, Clone)]
+pub struct LocalSettings {
+    /// Whose instances.
+    pub host: HostId,
+    /// Parent of the instances' directories.
+    pub data_dir: PathBuf,
+    /// The user's directives, each with its lines.
+    pub directives: Vec<(String, Vec<String>)>,
+    /// `net.core.somaxconn`, where known.
+    pub somaxconn: Option<u32>,
+}
+
+/// Why a plan can't be put before the supervisor.
+#[derive(Debug, thiserror::Error)]
+pub enum WantedError {
+    /// A directive is not the user's to set, or can't be written.
+    #[error("can't render redis.conf")]
+    Config(#[source] DirectiveError),
+    /// The plan can't be written as `nodes.conf`.
+    #[error("can't render nodes.conf")]
+    Nodes(#[source] NodesConfError),
+    /// There is no server whose version could be asked.
+    #[error("can't ask the redis-server for its version")]
+    Binary(#[source] ProcessError),
+    /// The server's version is not to be made out.
+    #[error("can't read the redis-server's version")]
+    Version(#[source] VersionError),
+    /// The supervisor refuses it.
+    #[error("the supervisor can't take the plan")]
+    Supervisor(#[source] SupervisorError),
+}
+
+/// This host's part of `plan`.
+///
+/// # Errors
+/// [`WantedError`], which names the directive.
+pub fn wanted(
+    plan: &ClusterPlan,
+    version: ServerVersion,
+    local: &LocalSettings,
+) -> Result<WantedLevel, WantedError> {
+    let run = match plan.stage {
+        PlanStage::Prepare => Run::Held,
+        PlanStage::Release | PlanStage::Formed => Run::Running,
+    };
+    let mut instances = Vec::new();
+    let clients_needed = clients_needed(plan.instances.len());
+    for instance in plan.instances_of(local.host) {
+        let conf = RedisConf {
+            addr: plan.addr_of(instance),
+            node_timeout_ms: plan.node_timeout_ms,
+            clients_needed,
+            dir: local.data_dir.join(instance.port.to_string()),
+            somaxconn: local.somaxconn,
+            directives: local.directives.clone(),
+        };
+        instances.push(WantedInstance {
+            addr: plan.addr_of(instance),
+            config: conf.render().map_err(WantedError::Config)?,
+            nodes_conf: render_nodes_conf(plan, instance.node_id, version).map_err(WantedError::Nodes)?,
+            run,
+            clients_needed,
+        });
+    }
+    Ok(WantedLevel { plan: plan.id, instances })
+}
+
+/// Figures for the mesh out of the supervisor's statuses and the instances' views.
+pub fn observe(level: &Level, host: HostId, statuses: &[InstanceStatus], views: &Views) -> Observed {
+    let mut observed = Observed::default();
+    let Some(plan) = &level.plan else { return observed };
+    observed.plan = Some((plan.id, plan.stage));
+    for instance in plan.instances_of(host) {
+        let addr = plan.addr_of(instance);
+        observed.planned += 1;
+        let status = statuses.iter().find(|status| status.addr == addr);
+        match status.map(|status| status.phase) {
+            Some(Phase::Held) => observed.held += 1,
+            Some(Phase::Running) => observed.up += 1,
+            _ => {}
+        }
+        if let Some(problem) = status.and_then(|status| status.problem.as_deref()) {
+            observed.add_problem(format!("{addr}: {problem}"));
+        }
+        match views.disagreement(addr) {
+            None => observed.agreed += 1,
+            Some(reason) if plan.stage > PlanStage::Prepare => {
+                observed.add_problem(format!("{addr}: {reason}"));
+            }
+            Some(_) => {}
+        }
+    }
+    observed
+}
+
+/// Between two tries to put a plan before the supervisor that it could not take.
+const RETRY_INTERVAL: Duration = Duration::from_secs(3);
+
+/// Hands each new level's plan to the supervisor until cancelled; `refused` says why one
+/// could not be taken, which is tried again (a missing redis-server can be installed).
+pub async fn reconcile(
+    mut levels: watch::Receiver<Arc<Level>>,
+    supervisor: Supervisor,
+    local: LocalSettings,
+    refused: watch::Sender<Option<String>>,
+    cancel: CancellationToken,
+) {
+    loop {
+        let level = levels.borrow_and_update().clone();
+        let words = match &level.plan {
+            None => None,
+            Some(plan) => match put(plan, &supervisor, &local).await {
+                Ok(()) => None,
+                Err(error) => {
+                    let words = crate::error_chain(&error);
+                    warn!(error = words, "the plan can't be carried out on this host");
+                    Some(words)
+                }
+            },
+        };
+        let pause = if words.is_some() { RETRY_INTERVAL } else { Duration::MAX };
+        refused.send_replace(words);
+        tokio::select! {
+            changed = levels.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(pause) => {}
+            () = cancel.cancelled() => return,
+        }
+    }
+}
+
+async fn put(plan: &ClusterPlan, supervisor: &Supervisor, local: &LocalSettings) -> Result<(), WantedError> {
+    let text = supervisor.server_version().await.map_err(WantedError::Binary)?;
+    let version = ServerVersion::parse(&text).map_err(WantedError::Version)?;
+    let wanted = wanted(plan, version, local)?;
+    debug!(plan = %plan.id, stage = ?plan.stage, instances = wanted.instances.len(), "reconciling to the plan");
+    supervisor.set_wanted(wanted).await.map_err(WantedError::Supervisor)
+}
+
+/// What [`publish`] is made of.
+#[derive(Debug, Clone)]
+pub struct Sources {
+    /// The newest level.
+    pub levels: watch::Receiver<Arc<Level>>,
+    /// The supervisor's statuses.
+    pub statuses: watch::Receiver<Arc<Vec<InstanceStatus>>>,
+    /// The instances' views.
+    pub views: watch::Receiver<Arc<Views>>,
+    /// Why the plan can't be carried out at all.
+    pub refused: watch::Receiver<Option<String>>,
+    /// What is wrong with this host's share of a run.
+    pub shares: Shares,
+}
+
+/// Publishes what this host observes, whenever it changes, until cancelled.
+pub async fn publish(host: HostId, mut sources: Sources, mesh: Mesh, cancel: CancellationToken) {
+    loop {
+        let level = sources.levels.borrow_and_update().clone();
+        let statuses = sources.statuses.borrow_and_update().clone();
+        let views = sources.views.borrow_and_update().clone();
+        let mut observed = observe(&level, host, &statuses, &views);
+        let refused = sources.refused.borrow_and_update().clone();
+        for problem in refused.into_iter().chain(sources.shares.problem()) {
+            observed.add_problem(problem);
+        }
+        if let Err(error) = mesh.publish(facts::OBSERVED, &observed) {
+            warn!(error = %crate::error_chain(&error), "can't publish what this host observes");
+        }
+        tokio::select! {
+            _ = sources.levels.changed() => {}
+            _ = sources.statuses.changed() => {}
+            _ = sources.views.changed() => {}
+            _ = sources.refused.changed() => {}
+            () = tokio::time::sleep(PUBLISH_INTERVAL) => {}
+            () = cancel.cancelled() => return,
+        }
+    }
+}
+
+/// Longest time between two looks at what changes without telling.
+const PUBLISH_INTERVAL: Duration = Duration::from_secs(1);

@@ -1,0 +1,92 @@
+//! What this host's instances see of the cluster.
+//!
+//! Each host asks its own instances only: asking a thousand of them from one place
+//! would be 110 MB a sweep. Until all agree they are asked often, then seldom; only the
+//! short `CLUSTER INFO` is asked for, the whole topology when somebody wants a check.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use redmesh_api::ids::HostId;
+use redmesh_api::level::{Level, PlanStage, SLOTS};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::cluster::{AdminPool, ClusterInfo};
+
+/// Between two sweeps while some instance disagrees.
+const SWEEP_CONVERGING: Duration = Duration::from_millis(250);
+
+/// Between two sweeps once all agree.
+const SWEEP_STEADY: Duration = Duration::from_secs(5);
+
+/// The latest answer, or the latest failure, of each own instance.
+#[derive(Debug, Clone, Default)]
+pub struct Views {
+    nodes: usize,
+    answers: HashMap<SocketAddr, Result<ClusterInfo, String>>,
+}
+
+impl Views {
+    /// Why `addr`'s view is not whole yet; `None` when it is.
+    pub fn disagreement(&self, addr: SocketAddr) -> Option<String> {
+        let info = match self.answers.get(&addr) {
+            None => return Some("has not been asked for its view yet".to_owned()),
+            Some(Err(reason)) => return Some(reason.clone()),
+            Some(Ok(info)) => info,
+        };
+        let mut reasons = Vec::new();
+        if !info.state_ok {
+            reasons.push("cluster_state:fail".to_owned());
+        }
+        if info.known_nodes as usize != self.nodes {
+            reasons.push(format!("knows {} of {} nodes", info.known_nodes, self.nodes));
+        }
+        if info.slots_assigned != SLOTS {
+            reasons.push(format!("{} of {SLOTS} slots assigned", info.slots_assigned));
+        }
+        (!reasons.is_empty()).then(|| reasons.join(", "))
+    }
+
+    fn all_agree(&self) -> bool {
+        self.answers.keys().all(|&addr| self.disagreement(addr).is_none())
+    }
+}
+
+/// Sweeps over this host's instances until cancelled, publishing the views.
+pub async fn watch_views(
+    host: HostId,
+    mut levels: watch::Receiver<Arc<Level>>,
+    admin: AdminPool,
+    views: watch::Sender<Arc<Views>>,
+    cancel: CancellationToken,
+) {
+    loop {
+        let level = levels.borrow_and_update().clone();
+        let pause = match &level.plan {
+            Some(plan) if plan.stage > PlanStage::Prepare => {
+                let own = plan.instances_of(host).map(|i| plan.addr_of(i)).collect();
+                let answers = tokio::select! {
+                    answers = admin.cluster_info_all(own) => answers,
+                    () = cancel.cancelled() => return,
+                };
+                let answers = answers
+                    .into_iter()
+                    .map(|(addr, answer)| (addr, answer.map_err(|error| crate::error_chain(&error))))
+                    .collect();
+                let swept = Views { nodes: plan.instances.len(), answers };
+                let pause = if swept.all_agree() { SWEEP_STEADY } else { SWEEP_CONVERGING };
+                views.send_replace(Arc::new(swept));
+                pause
+            }
+            _ => SWEEP_STEADY,
+        };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            changed = levels.changed() => if changed.is_err() { return },
+            () = cancel.cancelled() => return,
+        }
+    }
+}

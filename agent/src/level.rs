@@ -1,0 +1,188 @@
+//! The newest level that this host has seen, and the fence that keeps it newest.
+//!
+//! Levels arrive from the local Raft state machine, from the coordinator's push and
+//! from pulls; whichever brings it, one with an older stamp is refused, and one of
+//! another mesh too. The level is kept on disk before anybody acts on it, so that a
+//! restarted agent runs its instances without asking anyone and still knows its fence.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use redmesh_api::codec::{self, CodecError};
+use redmesh_api::ids::MeshId;
+use redmesh_api::level::{Level, Stamp};
+use tokio::sync::watch;
+
+const FILE_NAME: &str = "level.bin";
+
+/// Why a level was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum LevelError {
+    /// Its fence is older than one seen before.
+    #[error("level {got} is older than {newest}, which this host has seen")]
+    Stale {
+        /// What came.
+        got: Stamp,
+        /// What is here.
+        newest: Stamp,
+    },
+    /// It belongs to a mesh that was initialised apart.
+    #[error(
+        "level of mesh {theirs}, but this host belongs to mesh {ours}: two meshes were initialised \
+         apart; move one's state directories away and let its hosts join the other"
+    )]
+    OtherMesh {
+        /// The level's.
+        theirs: MeshId,
+        /// This host's.
+        ours: MeshId,
+    },
+    /// It could not be written or read.
+    #[error("can't keep the level in {}: check free space and permissions", .path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The file holds something else.
+    #[error(
+        "{} is damaged: move it away, this host then asks the others for the level",
+        .path.display()
+    )]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: CodecError,
+    },
+}
+
+/// Cloneable handle to the newest level.
+#[derive(Debug, Clone)]
+pub struct LevelCell {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    path: PathBuf,
+    /// Serialises accept: compare, write, publish.
+    writing: Mutex<()>,
+    newest: watch::Sender<Arc<Level>>,
+}
+
+impl LevelCell {
+    /// Opens what an earlier life kept in `state_dir`, or begins with nothing wanted.
+    ///
+    /// # Errors
+    /// [`LevelError::Io`] or [`LevelError::Corrupt`].
+    pub fn open(state_dir: &Path) -> Result<Self, LevelError> {
+        let path = state_dir.join(FILE_NAME);
+        let level = match std::fs::read(&path) {
+            Ok(bytes) => {
+                codec::decode(&bytes).map_err(|source| LevelError::Corrupt { path: path.clone(), source })?
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Level::default(),
+            Err(source) => return Err(LevelError::Io { path, source }),
+        };
+        let newest = watch::Sender::new(Arc::new(level));
+        Ok(Self { inner: Arc::new(Inner { path, writing: Mutex::new(()), newest }) })
+    }
+
+    /// Follows the newest level.
+    pub fn subscribe(&self) -> watch::Receiver<Arc<Level>> {
+        self.inner.newest.subscribe()
+    }
+
+    /// The newest level.
+    pub fn get(&self) -> Arc<Level> {
+        self.inner.newest.borrow().clone()
+    }
+
+    /// Takes `level` if it is newer; `false` if it is the one that is here.
+    ///
+    /// # Errors
+    /// [`LevelError`]; the newest level then stays what it was.
+    pub fn accept(&self, level: Arc<Level>) -> Result<bool, LevelError> {
+        let _writing = self.inner.writing.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let newest = self.get();
+        if let (Some(ours), Some(theirs)) = (newest.mesh, level.mesh)
+            && ours != theirs
+        {
+            return Err(LevelError::OtherMesh { theirs, ours });
+        }
+        if level.stamp == newest.stamp {
+            return Ok(false);
+        }
+        if level.stamp < newest.stamp {
+            return Err(LevelError::Stale { got: level.stamp, newest: newest.stamp });
+        }
+        let io_error = |source| LevelError::Io { path: self.inner.path.clone(), source };
+        let bytes = codec::encode(&*level)
+            .map_err(|source| LevelError::Corrupt { path: self.inner.path.clone(), source })?;
+        write_atomically(&self.inner.path, &bytes).map_err(io_error)?;
+        self.inner.newest.send_replace(level);
+        Ok(true)
+    }
+}
+
+/// A reader of `path` sees the old bytes or the new ones, also after a crash.
+fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension("tmp");
+    let mut file = std::fs::File::create(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, path)?;
+    match path.parent() {
+        Some(dir) => std::fs::File::open(dir)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use redmesh_api::ids::HostId;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn level(term: u64, index: u64) -> Arc<Level> {
+        let stamp = Stamp { term, index, leader: HostId(7) };
+        Arc::new(Level { stamp, mesh: Some(MeshId(Uuid::from_u128(1))), ..Level::default() })
+    }
+
+    #[test]
+    fn an_older_fence_is_refused_also_after_a_restart() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let cell = LevelCell::open(dir.path()).expect("open");
+        assert!(cell.accept(level(2, 9)).expect("newer"));
+        assert!(!cell.accept(level(2, 9)).expect("the same"));
+        assert!(matches!(cell.accept(level(1, 50)), Err(LevelError::Stale { .. })));
+        let again = LevelCell::open(dir.path()).expect("reopen");
+        assert_eq!(again.get().stamp, level(2, 9).stamp);
+        assert!(matches!(again.accept(level(2, 8)), Err(LevelError::Stale { .. })));
+        assert!(again.accept(level(3, 1)).expect("newer"));
+    }
+
+    #[test]
+    fn another_mesh_is_refused() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let cell = LevelCell::open(dir.path()).expect("open");
+        cell.accept(level(1, 1)).expect("first");
+        let mut other = Level::clone(&level(5, 5));
+        other.mesh = Some(MeshId(Uuid::from_u128(2)));
+        assert!(matches!(cell.accept(Arc::new(other)), Err(LevelError::OtherMesh { .. })));
+    }
+
+    #[test]
+    fn a_damaged_file_is_named() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        std::fs::write(dir.path().join(FILE_NAME), b"\xff\xff\xff").expect("write");
+        let error = LevelCell::open(dir.path()).expect_err("damaged");
+        assert!(error.to_string().contains("level.bin is damaged"), "{error}");
+    }
+}

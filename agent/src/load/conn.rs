@@ -1,0 +1,244 @@
+//! One load thread's connection to one server: bytes to send, what is owed for them,
+//! and what waits for the connection to open.
+//!
+//! It knows for every write whether any of its bytes was handed to the kernel; that
+//! alone decides between *unknown* and *may be sent again* when the connection is
+//! lost. It takes no decision itself: `dispatch` does.
+
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::SocketAddr;
+
+use mio::net::TcpStream;
+use mio::{Interest, Registry, Token};
+
+use super::resp::LINE_BYTES_MAX;
+
+/// First wait before a lost server is dialled again, microseconds; doubles each time.
+const RECONNECT_MIN_US: u64 = 20_000;
+
+/// Longest such wait, microseconds.
+const RECONNECT_MAX_US: u64 = 1_000_000;
+
+/// An idle connection keeps this much of its send buffer, bytes.
+const OUT_KEPT_BYTES: usize = 256 * 1024;
+
+/// What the next reply answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Expect {
+    /// This worker's SET.
+    Set(u32),
+    /// An ASKING; the SET's own reply follows.
+    Asking,
+}
+
+/// A worker's write that waits for the connection to open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Parked {
+    pub worker: u32,
+    /// It must be preceded by ASKING.
+    pub asking: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Not connected and no attempt under way.
+    Idle,
+    /// Dialling since this time, microseconds.
+    Connecting(u64),
+    Open,
+    /// Lost; a timer will dial again.
+    BackingOff,
+}
+
+/// How a connection attempt stands.
+#[derive(Debug)]
+pub(super) enum Dial {
+    Pending,
+    Open,
+    Failed(io::Error),
+}
+
+#[derive(Debug)]
+pub(super) struct Conn {
+    pub addr: SocketAddr,
+    pub stage: Stage,
+    pub parked: VecDeque<Parked>,
+    /// Whether it stands in the thread's list of connections to flush.
+    pub dirty: bool,
+    /// Whether the server has answered anything since it was dialled.
+    pub answered: bool,
+    /// When bytes last came in, or answers began to be owed, microseconds.
+    pub progress_us: u64,
+    stream: Option<TcpStream>,
+    out: Vec<u8>,
+    /// Of `out`, handed to the kernel.
+    written: usize,
+    /// Position in the byte stream of the first byte of `out`.
+    base: u64,
+    pending: VecDeque<(Expect, u64)>,
+    /// The beginning of a reply whose rest has not come yet.
+    carry: Vec<u8>,
+    failures: u32,
+}
+
+impl Conn {
+    pub fn new(addr: SocketAddr) -> Self {
+        Self {
+            addr,
+            stage: Stage::Idle,
+            parked: VecDeque::new(),
+            dirty: false,
+            answered: false,
+            progress_us: 0,
+            stream: None,
+            out: Vec::new(),
+            written: 0,
+            base: 0,
+            pending: VecDeque::new(),
+            carry: Vec::new(),
+            failures: 0,
+        }
+    }
+
+    /// Begins a connection attempt.
+    pub fn dial(&mut self, registry: &Registry, token: Token, now_us: u64) -> io::Result<()> {
+        let mut stream = TcpStream::connect(self.addr)?;
+        registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
+        self.stream = Some(stream);
+        self.stage = Stage::Connecting(now_us);
+        self.answered = false;
+        Ok(())
+    }
+
+    /// Looks whether the attempt has come to an end.
+    pub fn check_dial(&mut self) -> Dial {
+        let Some(stream) = &self.stream else { return Dial::Pending };
+        match stream.take_error() {
+            Ok(None) => {}
+            Ok(Some(e)) | Err(e) => return Dial::Failed(e),
+        }
+        match stream.peer_addr() {
+            Ok(_) => {}
+            Err(e) if e.kind() == ErrorKind::NotConnected => return Dial::Pending,
+            Err(e) => return Dial::Failed(e),
+        }
+        if let Err(e) = stream.set_nodelay(true) {
+            return Dial::Failed(e);
+        }
+        self.stage = Stage::Open;
+        Dial::Open
+    }
+
+    /// Queues a command: whatever `encode` appends, and one reply owed for it.
+    #[inline]
+    pub fn push(&mut self, expect: Expect, now_us: u64, encode: impl FnOnce(&mut Vec<u8>)) {
+        if self.pending.is_empty() {
+            self.progress_us = now_us;
+        }
+        self.pending.push_back((expect, self.base + self.out.len() as u64));
+        encode(&mut self.out);
+    }
+
+    /// Takes what the next reply answers; `None` when the server owes none: what it was
+    /// not sent it can't have answered.
+    #[inline]
+    pub fn pop(&mut self) -> Option<Expect> {
+        let (_, start) = *self.pending.front()?;
+        if start >= self.base + self.written as u64 {
+            return None;
+        }
+        self.pending.pop_front().map(|(expect, _)| expect)
+    }
+
+    /// Whether answers are owed.
+    pub fn owes(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// A reply came that was in order: the server is well.
+    pub fn mark_answered(&mut self) {
+        if !self.answered {
+            self.answered = true;
+            self.failures = 0;
+        }
+    }
+
+    /// Hands as much as possible to the kernel; what does not fit goes when the socket
+    /// reports to be writable.
+    pub fn flush(&mut self) -> io::Result<()> {
+        let Some(stream) = self.stream.as_mut().filter(|_| self.stage == Stage::Open) else { return Ok(()) };
+        while self.written < self.out.len() {
+            match stream.write(&self.out[self.written..]) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(count) => self.written += count,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                    // Keeps the buffer's size in the order of what is not sent.
+                    if self.written > self.out.len() / 2 {
+                        self.out.drain(..self.written);
+                        self.base += self.written as u64;
+                        self.written = 0;
+                    }
+                    return Ok(());
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        self.base += self.out.len() as u64;
+        self.written = 0;
+        self.out.clear();
+        if self.out.capacity() > OUT_KEPT_BYTES && self.pending.is_empty() {
+            self.out.shrink_to(OUT_KEPT_BYTES);
+        }
+        Ok(())
+    }
+
+    /// Reads once, behind the held-over beginning of a reply. Returns the number of
+    /// bytes to parse from the begin of `scratch`; `None` when there is nothing now.
+    pub fn read(&mut self, scratch: &mut [u8]) -> io::Result<Option<usize>> {
+        let Some(stream) = self.stream.as_mut() else { return Ok(None) };
+        let held = self.carry.len();
+        loop {
+            match stream.read(&mut scratch[held..]) {
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(count) => {
+                    scratch[..held].copy_from_slice(&self.carry);
+                    self.carry.clear();
+                    return Ok(Some(held + count));
+                }
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(None),
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// Keeps the beginning of a reply until the rest comes.
+    pub fn hold(&mut self, rest: &[u8]) {
+        debug_assert!(rest.len() < LINE_BYTES_MAX, "the parser calls longer ones garbage");
+        self.carry.extend_from_slice(rest);
+    }
+
+    /// Drops the connection. Returns what was owed, in order, each with whether any of
+    /// its bytes may have reached the server.
+    pub fn sever(&mut self) -> Vec<(Expect, bool)> {
+        let sent_to = self.base + self.written as u64;
+        let owed = self.pending.drain(..).map(|(expect, start)| (expect, start < sent_to)).collect();
+        // Closing deregisters it.
+        self.stream = None;
+        self.stage = Stage::Idle;
+        self.base += self.out.len() as u64;
+        self.written = 0;
+        self.out.clear();
+        self.carry.clear();
+        owed
+    }
+
+    /// How long to wait before the next attempt, microseconds.
+    pub fn next_backoff_us(&mut self) -> u64 {
+        let wait = RECONNECT_MIN_US.saturating_mul(1 << self.failures.min(16)).min(RECONNECT_MAX_US);
+        self.failures = self.failures.saturating_add(1);
+        wait
+    }
+}

@@ -1,0 +1,373 @@
+//! Connections that others dialled: who may come in, and what they may ask.
+//!
+//! A connection is nobody's until its certificate's role is known and, for an agent,
+//! its hello accepted; only so many may be in that state at once, and not for long.
+//! Operators may send control requests and nothing else. No input from outside panics or
+//! ends more than its own connection.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use quinn::{Connection, Incoming, RecvStream, SendStream, VarInt};
+use redmesh_api::codec::{self, Channel, Direction};
+use redmesh_api::frames::{self, CLOSE_DONE, CLOSE_REFUSED, FrameError};
+use redmesh_api::ids::HostId;
+use redmesh_api::tls::{self, Role};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::Shared;
+use super::hello::{self, Certified, Hello, HelloReply};
+use crate::transport::{Handler, Peer};
+
+/// Connections whose peers are not known yet; further ones are turned away.
+pub const PENDING_HANDSHAKES_MAX: usize = 64;
+
+/// From here on a source must first prove that its address is its own.
+pub const PENDING_BEFORE_RETRY: usize = PENDING_HANDSHAKES_MAX / 2;
+
+/// Connections that others have to us.
+pub const INBOUND_MAX: usize = 2048;
+
+/// For the TLS handshake.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// For an agent's hello after that.
+pub const HELLO_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// For a request to arrive once its stream is open, or a reply to leave.
+pub const FRAME_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// For somebody to serve requests after we began to listen.
+pub const STARTING_MAX: Duration = Duration::from_secs(10);
+
+/// For words of farewell to arrive before a refused connection is closed.
+const FAREWELL_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Code of a stream that was given up because nothing came in time.
+const STREAM_TIMEOUT_CODE: u32 = 1;
+
+/// Accepts until the endpoint closes.
+pub async fn accept_all(shared: Arc<Shared>) {
+    let pending = Arc::new(Semaphore::new(PENDING_HANDSHAKES_MAX));
+    let inbound = Arc::new(Semaphore::new(INBOUND_MAX));
+    loop {
+        let incoming = tokio::select! {
+            incoming = shared.endpoint.accept() => incoming,
+            () = shared.cancel.cancelled() => return,
+        };
+        let Some(incoming) = incoming else { return };
+        let busy = PENDING_HANDSHAKES_MAX - pending.available_permits() >= PENDING_BEFORE_RETRY;
+        if busy && !incoming.remote_address_validated() && incoming.may_retry() {
+            // Only fails where may_retry() is false.
+            let _ = incoming.retry();
+            continue;
+        }
+        let (Ok(pending), Ok(place)) =
+            (pending.clone().try_acquire_owned(), inbound.clone().try_acquire_owned())
+        else {
+            shared.refusals.note(incoming.remote_address(), "too many connections at once");
+            incoming.refuse();
+            continue;
+        };
+        let server = shared.clone();
+        shared.tasks.spawn(async move {
+            let from = incoming.remote_address();
+            let admitted = tokio::select! {
+                admitted = admit(&server, incoming) => admitted,
+                () = server.cancel.cancelled() => return,
+            };
+            drop(pending);
+            match admitted {
+                Ok(inbound) => serve_connection(server, inbound).await,
+                Err(reason) => server.refusals.note(from, &reason),
+            }
+            drop(place);
+        });
+    }
+}
+
+/// A connection whose peer is known.
+struct Inbound {
+    connection: Connection,
+    certified: Certified,
+    /// An agent's newest hello; an operator has none.
+    hello: Option<Mutex<Hello>>,
+}
+
+impl Inbound {
+    fn hello(&self) -> Option<Hello> {
+        self.hello.as_ref().map(|hello| hello.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    fn peer(&self) -> Peer {
+        match self.hello() {
+            Some(hello) => Peer::Agent { id: hello.id, name: hello.name, addr: hello.addr },
+            None => {
+                Peer::Operator { name: self.certified.name.clone(), addr: self.connection.remote_address() }
+            }
+        }
+    }
+}
+
+async fn admit(shared: &Arc<Shared>, incoming: Incoming) -> Result<Inbound, String> {
+    let say = |error: quinn::ConnectionError| tls::explain(&error).unwrap_or_else(|| error.to_string());
+    let handshake = async { incoming.accept()?.await };
+    let connection = timeout(HANDSHAKE_TIMEOUT, handshake)
+        .await
+        .map_err(|_| format!("no TLS handshake within {} s", HANDSHAKE_TIMEOUT.as_secs()))?
+        .map_err(say)?;
+    let refuse = |reason: String| {
+        connection.close(VarInt::from_u32(CLOSE_REFUSED), reason.as_bytes());
+        reason
+    };
+    let certified = Certified::of(&connection).map_err(|error| refuse(error.to_string()))?;
+    if certified.role == Role::Operator {
+        return Ok(Inbound { connection, certified, hello: None });
+    }
+    let first = async {
+        let (send, mut recv) = connection.accept_bi().await.map_err(FrameError::Connection)?;
+        let frame = frames::read_frame(&mut recv, Direction::Request).await?;
+        Ok::<_, FrameError>((send, recv, frame))
+    };
+    let (mut send, _recv, (channel, payload)) = match timeout(HELLO_TIMEOUT, first).await {
+        Ok(Ok(first)) => first,
+        Ok(Err(FrameError::Connection(error))) => return Err(say(error)),
+        Ok(Err(error)) => return Err(refuse(super::chain(&error))),
+        Err(_) => return Err(refuse(format!("no hello within {} s", HELLO_TIMEOUT.as_secs()))),
+    };
+    if channel != Channel::Hello {
+        return Err(refuse("an agent's first stream must carry its hello".into()));
+    }
+    let judged = judge(shared, &connection, &certified, &payload);
+    answer_hello(shared, &connection, &mut send, judged.as_ref()).await;
+    let hello = judged?;
+    tracing::debug!(from = %hello.addr, name = %hello.name, id = %hello.id, boot_id = hello.boot_id, "welcomed");
+    Ok(Inbound { connection, certified, hello: Some(Mutex::new(hello)) })
+}
+
+fn judge(
+    shared: &Shared,
+    connection: &Connection,
+    certified: &Certified,
+    payload: &[u8],
+) -> Result<Hello, String> {
+    let theirs: Hello = codec::decode(payload).map_err(|error| super::chain(&error))?;
+    hello::judge(&theirs, certified, &shared.hello())?;
+    let (closing, newer) = shared.lives.lock().unwrap_or_else(PoisonError::into_inner).admit(
+        &theirs,
+        connection.stable_id(),
+        connection.clone(),
+    )?;
+    for earlier in closing {
+        earlier.close(VarInt::from_u32(CLOSE_DONE), b"a later connection of you has taken its place");
+    }
+    if newer {
+        shared.pool.end_earlier_lives(theirs.id, theirs.boot_id);
+    }
+    Ok(theirs)
+}
+
+async fn answer_hello(
+    shared: &Shared,
+    connection: &Connection,
+    send: &mut SendStream,
+    judged: Result<&Hello, &String>,
+) {
+    let reply = match judged {
+        Ok(_) => HelloReply::Welcome(shared.hello()),
+        Err(reason) => HelloReply::Refused { reason: reason.clone() },
+    };
+    let bytes = codec::encode(&reply).map_err(|error| super::chain(&error));
+    let bytes = bytes.as_deref().map_err(String::as_str);
+    let written = timeout(HELLO_TIMEOUT, frames::write_reply(send, Channel::Hello, bytes)).await;
+    if let Err(reason) = judged {
+        if matches!(written, Ok(Ok(()))) {
+            // The words should arrive before the connection's end does.
+            let _ = timeout(FAREWELL_TIMEOUT, send.stopped()).await;
+        }
+        connection.close(VarInt::from_u32(CLOSE_REFUSED), reason.as_bytes());
+    }
+}
+
+/// Serves a connection until it ends; requests in service then still run to their end.
+async fn serve_connection(shared: Arc<Shared>, inbound: Inbound) {
+    let inbound = Arc::new(inbound);
+    let connection = &inbound.connection;
+    let mut mesh_id = shared.mesh_id.clone();
+    // Bounded by the connection's stream limits.
+    let mut serving = JoinSet::new();
+    // The mesh may have become known between the hello and here.
+    end_if_of_another_mesh(&shared, &inbound);
+    loop {
+        tokio::select! {
+            stream = connection.accept_bi() => match stream {
+                Ok((send, recv)) => {
+                    serving.spawn(serve_request(shared.clone(), inbound.clone(), send, recv));
+                }
+                Err(_) => break,
+            },
+            stream = connection.accept_uni() => match stream {
+                Ok(recv) => {
+                    serving.spawn(take_gossip(shared.clone(), inbound.clone(), recv));
+                }
+                Err(_) => break,
+            },
+            Some(ended) = serving.join_next() => log_panic(ended),
+            Ok(()) = mesh_id.changed() => end_if_of_another_mesh(&shared, &inbound),
+            () = shared.cancel.cancelled() => break,
+        }
+    }
+    if let Some(error) = connection.close_reason().filter(tls::is_refusal) {
+        let reason = tls::explain(&error).unwrap_or_else(|| error.to_string());
+        shared.refusals.note(connection.remote_address(), &reason);
+    }
+    if let Some(hello) = inbound.hello() {
+        leave(&shared, hello.id, connection.stable_id());
+    }
+    loop {
+        tokio::select! {
+            ended = serving.join_next() => match ended {
+                Some(ended) => log_panic(ended),
+                None => return,
+            },
+            () = shared.cancel.cancelled() => return serving.shutdown().await,
+        }
+    }
+}
+
+fn log_panic(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!(%error, "serving a request failed");
+    }
+}
+
+fn leave(shared: &Shared, id: HostId, number: usize) {
+    shared.lives.lock().unwrap_or_else(PoisonError::into_inner).leave(id, number);
+}
+
+fn end_if_of_another_mesh(shared: &Shared, inbound: &Inbound) {
+    let Some(theirs) = inbound.hello() else { return };
+    if let Err(reason) = hello::judge_mesh(&theirs, &shared.hello()) {
+        shared.refusals.note(theirs.addr, &reason);
+        inbound.connection.close(VarInt::from_u32(CLOSE_REFUSED), reason.as_bytes());
+    }
+}
+
+async fn serve_request(
+    shared: Arc<Shared>,
+    inbound: Arc<Inbound>,
+    mut send: SendStream,
+    mut recv: RecvStream,
+) {
+    let read = timeout(FRAME_TIMEOUT, frames::read_frame(&mut recv, Direction::Request)).await;
+    let (channel, reply) = match read {
+        Ok(Ok((Channel::Hello, payload))) => {
+            greet_again(&shared, &inbound, &mut send, &payload).await;
+            return;
+        }
+        Ok(Ok((channel, payload))) => (channel, answer(&shared, &inbound, channel, payload).await),
+        Ok(Err(error @ (FrameError::Codec(_) | FrameError::Truncated { .. }))) => {
+            (Channel::Control, Err(super::chain(&error)))
+        }
+        Ok(Err(_)) => return,
+        Err(_) => return frames::abandon(&mut send, &mut recv, STREAM_TIMEOUT_CODE),
+    };
+    let reply = reply.as_deref().map_err(String::as_str);
+    match timeout(FRAME_TIMEOUT, frames::write_reply(&mut send, channel, reply)).await {
+        Ok(Err(error @ FrameError::Codec(_))) => {
+            // The answer is too large for a frame: say that instead.
+            let reason = super::chain(&error);
+            let _ = timeout(FRAME_TIMEOUT, frames::write_reply(&mut send, channel, Err(&reason))).await;
+        }
+        // Whoever asked is gone.
+        Ok(_) => {}
+        Err(_) => frames::abandon(&mut send, &mut recv, STREAM_TIMEOUT_CODE),
+    }
+}
+
+async fn answer(
+    shared: &Shared,
+    inbound: &Inbound,
+    channel: Channel,
+    payload: Bytes,
+) -> Result<Vec<u8>, String> {
+    if let Err(reason) = permitted(inbound.certified.role, channel) {
+        shared.refusals.note(inbound.connection.remote_address(), &reason);
+        return Err(reason);
+    }
+    let handler = shared.handler().await.ok_or("this agent is still starting: try again")?;
+    handler.handle(&inbound.peer(), channel, payload).await.map_err(|error| super::chain(&error))
+}
+
+/// What a role may send on a stream that is to be answered.
+fn permitted(role: Role, channel: Channel) -> Result<(), String> {
+    match (role, channel) {
+        (_, Channel::Control) | (Role::Host, Channel::Peer | Channel::Raft) => Ok(()),
+        (Role::Operator, _) => Err(format!(
+            "an operator's certificate allows control requests only, not {channel:?}: agents need a host's"
+        )),
+        (Role::Host, _) => Err(format!("{channel:?} is not answered")),
+    }
+}
+
+/// An agent says hello again when its mesh becomes known.
+async fn greet_again(shared: &Arc<Shared>, inbound: &Inbound, send: &mut SendStream, payload: &[u8]) {
+    let Some(known) = &inbound.hello else {
+        let reason = "an operator has no hello to say";
+        let _ = timeout(FRAME_TIMEOUT, frames::write_reply(send, Channel::Hello, Err(reason))).await;
+        return;
+    };
+    let judged = rejudge(shared, inbound, payload);
+    if let Ok(hello) = &judged {
+        *known.lock().unwrap_or_else(PoisonError::into_inner) = hello.clone();
+    }
+    answer_hello(shared, &inbound.connection, send, judged.as_ref()).await;
+    if let Err(reason) = judged {
+        shared.refusals.note(inbound.connection.remote_address(), &reason);
+    }
+}
+
+fn rejudge(shared: &Shared, inbound: &Inbound, payload: &[u8]) -> Result<Hello, String> {
+    let theirs: Hello = codec::decode(payload).map_err(|error| super::chain(&error))?;
+    hello::judge(&theirs, &inbound.certified, &shared.hello())?;
+    match inbound.hello() {
+        Some(first) if (first.id, first.boot_id, first.addr) == (theirs.id, theirs.boot_id, theirs.addr) => {
+            Ok(theirs)
+        }
+        _ => Err("a connection's later hello must be of the same life as its first".into()),
+    }
+}
+
+async fn take_gossip(shared: Arc<Shared>, inbound: Arc<Inbound>, mut recv: RecvStream) {
+    let Some(from): Option<SocketAddr> = inbound.hello().map(|hello| hello.addr) else {
+        let reason = "an operator's certificate allows control requests only, not gossip";
+        shared.refusals.note(inbound.connection.remote_address(), reason);
+        inbound.connection.close(VarInt::from_u32(CLOSE_REFUSED), reason.as_bytes());
+        return;
+    };
+    match timeout(FRAME_TIMEOUT, frames::read_frame(&mut recv, Direction::Request)).await {
+        Ok(Ok((Channel::Gossip, message))) => {
+            if shared.gossip_in.try_send((from, message)).is_err() {
+                shared.counts.gossip_dropped_in();
+            }
+        }
+        // Nobody reads an answer here: one bad message is dropped like a lost one.
+        Ok(_) | Err(_) => {
+            let _ = recv.stop(VarInt::from_u32(STREAM_TIMEOUT_CODE));
+            shared.counts.gossip_dropped_in();
+        }
+    }
+}
+
+impl Shared {
+    /// Who serves requests; `None` if nobody does in time.
+    pub(super) async fn handler(&self) -> Option<Arc<dyn Handler>> {
+        let mut handler = self.handler.subscribe();
+        let set = timeout(STARTING_MAX, handler.wait_for(Option::is_some)).await.ok()?.ok()?;
+        set.clone()
+    }
+}

@@ -1,0 +1,580 @@
+//! Real QUIC on 127.42.0.0/24.
+
+use std::net::IpAddr;
+use std::sync::OnceLock;
+
+use proptest::prelude::*;
+use redmesh_api::codec::{self, CodecError, Direction, HEADER_BYTES, PROTOCOL_VERSION};
+use redmesh_api::frames::CLOSE_REFUSED;
+use time::Duration as Days;
+use tracing_subscriber::fmt::MakeWriter;
+use uuid::Uuid;
+
+use super::testing::TestCa;
+use super::*;
+
+const DEADLINE: Duration = Duration::from_secs(20);
+const SECRET: [u8; 32] = [7; 32];
+
+fn ip(last: u8) -> IpAddr {
+    IpAddr::from([127, 42, 0, last])
+}
+
+fn ca() -> &'static TestCa {
+    static CA: OnceLock<TestCa> = OnceLock::new();
+    CA.get_or_init(TestCa::new)
+}
+
+/// Answers with its name, the asker's and what was asked; a payload "bad" can't be decoded.
+struct Echo(&'static str);
+
+#[async_trait]
+impl Handler for Echo {
+    async fn handle(&self, peer: &Peer, channel: Channel, payload: Bytes) -> Result<Vec<u8>, CodecError> {
+        if payload == "bad" {
+            return Err(CodecError::Channel { got: 99 });
+        }
+        let who = match peer {
+            Peer::Agent { name, id, .. } => format!("{name}/{id}"),
+            Peer::Operator { name, .. } => name.clone(),
+        };
+        Ok(format!("{}<{who} {channel:?} {}", self.0, String::from_utf8_lossy(&payload)).into_bytes())
+    }
+}
+
+struct Node {
+    quic: Arc<QuicTransport>,
+    addr: SocketAddr,
+    mesh: watch::Sender<Option<MeshId>>,
+}
+
+struct Start {
+    name: &'static str,
+    last: u8,
+    port: u16,
+    boot_id: u64,
+    mesh_name: &'static str,
+    mesh_id: Option<MeshId>,
+    identity: Option<Identity>,
+    id: Option<u32>,
+}
+
+impl Start {
+    fn new(name: &'static str, last: u8) -> Self {
+        Self { name, last, port: 0, boot_id: 1, mesh_name: "m", mesh_id: None, identity: None, id: None }
+    }
+
+    fn options(&self) -> (QuicOptions, watch::Sender<Option<MeshId>>) {
+        let (mesh, mesh_id) = watch::channel(self.mesh_id);
+        let addr = SocketAddr::new(ip(self.last), self.port);
+        let identity = self.identity.clone().unwrap_or_else(|| ca().host(self.name, &[ip(self.last)]));
+        let options = QuicOptions {
+            listen: addr,
+            advertise: addr,
+            identity,
+            host_secret: SECRET,
+            local: LocalPeer {
+                id: HostId(self.id.unwrap_or(u32::from(self.last))),
+                boot_id: self.boot_id,
+                mesh_name: self.mesh_name.into(),
+            },
+            mesh_id,
+        };
+        (options, mesh)
+    }
+
+    fn bind(&self) -> Node {
+        let (options, mesh) = self.options();
+        let quic = QuicTransport::bind(options).unwrap();
+        quic.serve(Arc::new(Echo(self.name)));
+        Node { addr: quic.advertise_addr(), quic, mesh }
+    }
+}
+
+impl Node {
+    fn start(name: &'static str, last: u8) -> Self {
+        Start::new(name, last).bind()
+    }
+
+    async fn ask(&self, to: &Self, channel: Channel, payload: &str) -> Result<String, TransportError> {
+        let answer = self.quic.request(to.addr, channel, payload.into(), DEADLINE).await?;
+        Ok(String::from_utf8(answer.to_vec()).unwrap())
+    }
+}
+
+async fn close_all(nodes: &[&Node]) {
+    for node in nodes {
+        node.quic.close().await;
+    }
+}
+
+/// Polls until it holds.
+async fn until<F: AsyncFnMut() -> bool>(what: &str, mut holds: F) {
+    let end = Instant::now() + DEADLINE;
+    while !holds().await {
+        assert!(Instant::now() < end, "{what}: not within {DEADLINE:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+fn words(result: Result<impl fmt::Debug, TransportError>) -> String {
+    match result.unwrap_err() {
+        TransportError::Refused { reason, .. } => reason,
+        other => panic!("not refused, but: {other:?}"),
+    }
+}
+
+/// The log of this thread; a test's tasks all run on it.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Log {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
+
+impl Log {
+    fn begin() -> (Self, tracing::subscriber::DefaultGuard) {
+        let log = Self::default();
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(log.clone()).finish();
+        (log, tracing::subscriber::set_default(subscriber))
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+    }
+}
+
+/// A client that does what it wants.
+struct Raw {
+    endpoint: Endpoint,
+    connection: Connection,
+}
+
+impl Raw {
+    async fn connect(identity: &Identity, from: u8, to: SocketAddr) -> Result<Self, quinn::ConnectionError> {
+        Self::connect_with(tls::quic_client_config(identity).unwrap(), from, to).await
+    }
+
+    async fn connect_with(
+        config: quinn::ClientConfig,
+        from: u8,
+        to: SocketAddr,
+    ) -> Result<Self, quinn::ConnectionError> {
+        let endpoint = Endpoint::client(SocketAddr::new(ip(from), 0)).unwrap();
+        let connection = endpoint.connect_with(config, to, &to.ip().to_string()).unwrap().await?;
+        Ok(Self { endpoint, connection })
+    }
+
+    async fn exchange(&self, channel: Channel, payload: &[u8]) -> Result<Result<Bytes, String>, FrameError> {
+        let streams = self.connection.open_bi().await.map_err(FrameError::Connection)?;
+        timeout(DEADLINE, frames::exchange(streams, channel, payload)).await.unwrap()
+    }
+
+    async fn hello(&self, hello: &Hello) -> Result<Hello, String> {
+        let reply = self.exchange(Channel::Hello, &codec::encode(hello).unwrap()).await.unwrap().unwrap();
+        match codec::decode(&reply).unwrap() {
+            HelloReply::Welcome(hello) => Ok(hello),
+            HelloReply::Refused { reason } => Err(reason),
+        }
+    }
+
+    /// How the connection ended, in words.
+    async fn end(&self) -> String {
+        let error = timeout(DEADLINE, self.connection.closed()).await.unwrap();
+        tls::explain(&error).unwrap_or_else(|| error.to_string())
+    }
+}
+
+fn hello(name: &str, last: u8) -> Hello {
+    Hello {
+        protocol: HELLO_PROTOCOL,
+        id: HostId(0x100 + u32::from(last)),
+        name: name.into(),
+        boot_id: 5,
+        addr: (ip(last), 1).into(),
+        mesh_name: "m".into(),
+        mesh_id: None,
+        agent_version: "0".into(),
+    }
+}
+
+#[tokio::test]
+async fn requests_go_both_ways_over_one_dial_each() {
+    let (a, b) = (Node::start("a", 1), Node::start("b", 2));
+    let asks = (0..50).map(|n| {
+        let (a, b) = (&a, &b);
+        async move {
+            let text = n.to_string();
+            let (there, back) = tokio::join!(a.ask(b, Channel::Peer, &text), b.ask(a, Channel::Raft, &text));
+            assert_eq!(there.unwrap(), format!("b<a/00000001 Peer {n}"));
+            assert_eq!(back.unwrap(), format!("a<b/00000002 Raft {n}"));
+        }
+    });
+    futures_util::future::join_all(asks).await;
+    assert_eq!(a.ask(&b, Channel::Control, "x").await.unwrap(), "b<a/00000001 Control x");
+    assert_eq!(a.ask(&a, Channel::Peer, "self").await.unwrap(), "a<a/00000001 Peer self");
+    for node in [&a, &b] {
+        assert_eq!((node.quic.stats().links, node.quic.stats().connections), (1, 2));
+    }
+    let large = "x".repeat(3_000_000);
+    assert!(a.ask(&b, Channel::Peer, &large).await.unwrap().len() > large.len());
+    close_all(&[&a, &b]).await;
+}
+
+#[tokio::test]
+async fn a_request_that_cannot_be_decoded_or_sent_says_so() {
+    let (a, b) = (Node::start("a", 3), Node::start("b", 4));
+    assert_eq!(words(a.ask(&b, Channel::Peer, "bad").await), "frame for unknown channel 99");
+    let large = "x".repeat(redmesh_api::limits::FRAME_BYTES_MAX + 1);
+    let error = a.ask(&b, Channel::Peer, &large).await.unwrap_err();
+    assert!(matches!(error, TransportError::Codec { .. }), "{error}");
+    // An answer that fits its request's limit but, with what Echo adds, no frame.
+    let full = "x".repeat(redmesh_api::limits::FRAME_BYTES_MAX);
+    assert!(words(a.ask(&b, Channel::Peer, &full).await).contains("at most"));
+    close_all(&[&a, &b]).await;
+}
+
+#[tokio::test]
+async fn requests_wait_for_a_handler_and_for_no_longer_than_their_deadline() {
+    let a = Node::start("a", 5);
+    let (options, _mesh) = Start::new("b", 6).options();
+    let b = QuicTransport::bind(options).unwrap();
+    let to = b.advertise_addr();
+    let late = a.quic.request(to, Channel::Peer, vec![], Duration::from_millis(300)).await.unwrap_err();
+    assert!(matches!(late, TransportError::Timeout { .. }), "{late}");
+    let request = a.quic.request(to, Channel::Peer, b"x".to_vec(), DEADLINE);
+    let (answer, ()) = tokio::join!(request, async { b.serve(Arc::new(Echo("b"))) });
+    assert_eq!(answer.unwrap(), "b<a/00000005 Peer x");
+    let nobody = SocketAddr::new(ip(6), 1);
+    let error = a.quic.request(nobody, Channel::Peer, vec![], Duration::from_millis(200)).await.unwrap_err();
+    assert!(matches!(error, TransportError::Unreachable { .. }), "{error}");
+    b.close().await;
+    close_all(&[&a]).await;
+}
+
+#[tokio::test]
+async fn gossip_arrives_with_its_senders_mesh_address() {
+    let (a, b) = (Node::start("a", 7), Node::start("b", 8));
+    let mut arrives = b.quic.take_gossip().unwrap();
+    assert!(b.quic.take_gossip().is_none());
+    for n in 0..10u8 {
+        a.quic.gossip(b.addr, vec![n; 1000]);
+    }
+    let mut got = Vec::new();
+    while got.len() < 10 {
+        let (from, message) = timeout(DEADLINE, arrives.recv()).await.unwrap().unwrap();
+        assert_eq!((from, message.len()), (a.addr, 1000));
+        got.push(message[0]);
+    }
+    got.sort_unstable();
+    assert_eq!(got, (0..10).collect::<Vec<_>>());
+    // Never waits, also when nobody is there, and also when nobody reads.
+    let nobody = SocketAddr::new(ip(8), 1);
+    for _ in 0..gossip::PER_PEER_MAX * 2 {
+        a.quic.gossip(nobody, vec![0]);
+    }
+    a.quic.gossip(b.addr, vec![0; 100_000]);
+    a.quic.gossip(a.addr, vec![0]);
+    until("drops are counted", async || a.quic.stats().gossip_dropped_out >= gossip::PER_PEER_MAX as u64 + 2)
+        .await;
+    for _ in 0..GOSSIP_QUEUE_MAX * 2 {
+        a.quic.gossip(b.addr, vec![0]);
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(a.ask(&b, Channel::Peer, "still").await.unwrap(), "b<a/00000007 Peer still");
+    close_all(&[&a, &b]).await;
+}
+
+#[tokio::test]
+async fn strangers_are_refused_with_the_reason_on_both_sides() {
+    let (log, _guard) = Log::begin();
+    let a = Node::start("a", 10);
+    // No certificate.
+    let mut config =
+        rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_root_certificates(ca().operator("o").roots().clone())
+            .with_no_client_auth();
+    config.alpn_protocols = vec![tls::ALPN.to_vec()];
+    let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(config).unwrap();
+    let raw = Raw::connect_with(quinn::ClientConfig::new(Arc::new(crypto)), 11, a.addr).await.unwrap();
+    assert_eq!(raw.end().await, "the peer says: we presented no certificate");
+    // Another CA's certificate, of a client that trusts ours.
+    let other = TestCa::new();
+    let foreign = other.issue(Role::Host, "x", &[ip(12)], ca(), Days::days(1));
+    let raw = Raw::connect(&foreign, 12, a.addr).await.unwrap();
+    assert!(raw.end().await.contains("our certificate was signed by another CA"));
+    // Another CA on both sides: the stranger is the one who refuses.
+    let error = Raw::connect(&other.host("x", &[ip(13)]), 13, a.addr).await.err().unwrap();
+    assert!(tls::explain(&error).unwrap().contains("the peer's certificate was signed by another CA"));
+    // Expired.
+    let old = ca().issue(Role::Host, "old", &[ip(14)], ca(), Days::days(-1));
+    let raw = Raw::connect(&old, 14, a.addr).await.unwrap();
+    assert!(raw.end().await.contains("our certificate has expired"));
+    until("all are logged", async || a.quic.stats().refused == 4).await;
+    let log = log.text();
+    for expected in [
+        "the peer presented no certificate",
+        "the peer's certificate was signed by another CA",
+        "the peer says: our certificate was signed by another CA",
+        "the peer's certificate has expired",
+    ] {
+        assert!(log.contains(expected), "{expected:?} is not in:\n{log}");
+    }
+    // An agent that is refused says so to whoever asked.
+    let start = Start { identity: Some(foreign), ..Start::new("x", 12) };
+    let b = start.bind();
+    assert!(words(b.ask(&a, Channel::Peer, "x").await).contains("our certificate was signed by another CA"));
+    close_all(&[&a, &b]).await;
+}
+
+#[tokio::test]
+async fn a_peer_that_is_no_redmesh_is_called_so() {
+    let a = Node::start("a", 15);
+    let mut config = tls::client_config(&ca().host("b", &[ip(16)])).unwrap();
+    config.alpn_protocols = vec![b"h3".to_vec()];
+    let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(config).unwrap();
+    let connected = Raw::connect_with(quinn::ClientConfig::new(Arc::new(crypto)), 16, a.addr).await;
+    let said = tls::explain(&connected.err().unwrap()).unwrap();
+    assert!(said.contains("does not speak redmesh/1"), "{said}");
+    // And a certificate for another address than the one dialled.
+    let start = Start { identity: Some(ca().host("c", &[ip(17), ip(18)])), ..Start::new("c", 17) };
+    let (mut options, _mesh) = start.options();
+    options.listen = SocketAddr::new(ip(19), 0);
+    let c = QuicTransport::bind(options).unwrap();
+    let to = SocketAddr::new(ip(19), c.advertise_addr().port());
+    let refused = a.quic.request(to, Channel::Peer, vec![], DEADLINE).await;
+    assert!(words(refused).contains("not for the address that was dialled"));
+    c.close().await;
+    close_all(&[&a]).await;
+}
+
+#[tokio::test]
+async fn an_operator_may_send_control_requests_only() {
+    let a = Node::start("a", 20);
+    let raw = Raw::connect(&ca().operator("ann"), 21, a.addr).await.unwrap();
+    assert_eq!(raw.exchange(Channel::Control, b"x").await.unwrap().unwrap(), "a<ann Control x");
+    for channel in [Channel::Peer, Channel::Raft, Channel::Gossip] {
+        let reason = raw.exchange(channel, b"x").await.unwrap().unwrap_err();
+        assert!(reason.contains("control requests only"), "{reason}");
+    }
+    let reply = raw.exchange(Channel::Hello, &codec::encode(&hello("ann", 21)).unwrap()).await.unwrap();
+    assert!(reply.unwrap_err().contains("no hello"));
+    let mut stream = raw.connection.open_uni().await.unwrap();
+    frames::write_frame(&mut stream, Channel::Gossip, Direction::Request, b"x").await.unwrap();
+    assert!(raw.end().await.contains("control requests only"));
+    // An operator's certificate is no agent's, even with an address.
+    let start = Start {
+        identity: Some(ca().issue(Role::Operator, "o", &[ip(22)], ca(), Days::days(1))),
+        ..Start::new("o", 22)
+    };
+    let error = QuicTransport::bind(start.options().0).unwrap_err();
+    assert!(matches!(error, BindError::NotAHost { .. }), "{error}");
+    close_all(&[&a]).await;
+}
+
+#[tokio::test]
+async fn hellos_that_do_not_fit_their_certificate_or_mesh_are_refused() {
+    let a = Start { mesh_id: Some(MeshId(Uuid::from_u128(1))), ..Start::new("a", 30) }.bind();
+    let identity = ca().host("b", &[ip(31)]);
+    let good = hello("b", 31);
+    let cases: Vec<(&str, Hello)> = vec![
+        ("the certificate \"b\"", Hello { name: "c".into(), ..good.clone() }),
+        ("not for that address", Hello { addr: (ip(32), 1).into(), ..good.clone() }),
+        ("compare mesh.name", Hello { mesh_name: "other".into(), ..good.clone() }),
+        ("initialised apart", Hello { mesh_id: Some(MeshId(Uuid::from_u128(2))), ..good.clone() }),
+        ("same redmesh version", Hello { protocol: 99, ..good.clone() }),
+        ("state directory copied", Hello { id: HostId(30), ..good.clone() }),
+        ("nobody's", Hello { id: HostId(0), ..good.clone() }),
+    ];
+    for (expected, bad) in cases {
+        let raw = Raw::connect(&identity, 31, a.addr).await.unwrap();
+        let reason = raw.hello(&bad).await.unwrap_err();
+        assert!(reason.contains(expected), "{expected:?} is not in {reason:?}");
+        assert!(raw.end().await.contains(expected));
+    }
+    // A request before any hello.
+    let raw = Raw::connect(&identity, 31, a.addr).await.unwrap();
+    assert!(raw.exchange(Channel::Peer, b"x").await.is_err());
+    assert!(raw.end().await.contains("must carry its hello"));
+    // The good one, its successor, and then a ghost.
+    let first = Raw::connect(&identity, 31, a.addr).await.unwrap();
+    assert_eq!(first.hello(&good).await.unwrap().name, "a");
+    assert_eq!(first.exchange(Channel::Peer, b"x").await.unwrap().unwrap(), "a<b/0000011f Peer x");
+    let later = Raw::connect(&identity, 31, a.addr).await.unwrap();
+    later.hello(&Hello { boot_id: 6, ..good.clone() }).await.unwrap();
+    assert!(first.end().await.contains("later connection"));
+    let ghost = Raw::connect(&identity, 31, a.addr).await.unwrap();
+    assert!(ghost.hello(&good).await.unwrap_err().contains("older agent"));
+    // On one connection the life can't change.
+    let swapped = later.hello(&Hello { boot_id: 7, ..good }).await.unwrap_err();
+    assert!(swapped.contains("same life"), "{swapped}");
+    close_all(&[&a]).await;
+}
+
+#[tokio::test]
+async fn meshes_that_were_initialised_apart_part_as_soon_as_both_know() {
+    let (a, b) = (Node::start("a", 40), Node::start("b", 41));
+    a.ask(&b, Channel::Peer, "x").await.unwrap();
+    b.ask(&a, Channel::Peer, "x").await.unwrap();
+    let one = MeshId(Uuid::from_u128(1));
+    a.mesh.send_replace(Some(one));
+    a.ask(&b, Channel::Peer, "one side does not know yet").await.unwrap();
+    b.mesh.send_replace(Some(MeshId(Uuid::from_u128(2))));
+    until("the links end", async || a.quic.stats().links + b.quic.stats().links == 0).await;
+    for (from, to) in [(&a, &b), (&b, &a)] {
+        let reason = words(from.ask(to, Channel::Peer, "x").await);
+        assert!(reason.contains("two meshes that were initialised apart"), "{reason}");
+    }
+    b.mesh.send_replace(Some(one));
+    until("one mesh again", async || a.ask(&b, Channel::Peer, "x").await.is_ok()).await;
+    close_all(&[&a, &b]).await;
+}
+
+#[tokio::test]
+async fn two_hosts_with_one_id_are_refused() {
+    let a = Start { id: Some(9), ..Start::new("a", 42) }.bind();
+    let b = Start { id: Some(9), ..Start::new("b", 43) }.bind();
+    assert!(words(a.ask(&b, Channel::Peer, "x").await).contains("was a state directory copied?"));
+    close_all(&[&a, &b]).await;
+}
+
+/// A runtime that dies with everything in it, without a goodbye: as near to kill -9 as
+/// one process gets.
+fn life(start: Start) -> (tokio::runtime::Runtime, Node) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let node = runtime.block_on(async { start.bind() });
+    (runtime, node)
+}
+
+#[test]
+fn a_peer_that_was_killed_and_started_again_is_reached_again() {
+    let (own, a) = life(Start::new("a", 50));
+    let (runtime, b) = life(Start::new("b", 51));
+    let addr = b.addr;
+    own.block_on(a.ask(&b, Channel::Peer, "x")).unwrap();
+    runtime.block_on(b.ask(&a, Channel::Peer, "x")).unwrap();
+    runtime.shutdown_background();
+    drop(b);
+    let end = std::time::Instant::now() + DEADLINE;
+    let again = || Start { port: addr.port(), boot_id: 2, ..Start::new("b", 51) };
+    let (runtime, b) = loop {
+        // The dead runtime's socket closes when its last thread has ended.
+        match UdpSocket::bind(addr).map(drop) {
+            Ok(()) => break life(again()),
+            Err(error) => assert!(std::time::Instant::now() < end, "{error}"),
+        }
+        std::thread::yield_now();
+    };
+    own.block_on(until("reached again", async || a.ask(&b, Channel::Peer, "y").await.is_ok()));
+    assert_eq!(runtime.block_on(b.ask(&a, Channel::Peer, "z")).unwrap(), "a<b/00000033 Peer z");
+    own.block_on(close_all(&[&a]));
+    runtime.block_on(close_all(&[&b]));
+}
+
+#[tokio::test]
+async fn closing_says_goodbye_and_leaves_nothing_running() {
+    let (a, b) = (Node::start("a", 52), Node::start("b", 53));
+    a.ask(&b, Channel::Peer, "x").await.unwrap();
+    b.ask(&a, Channel::Peer, "x").await.unwrap();
+    b.quic.close().await;
+    assert!(b.quic.shared.tasks.is_empty());
+    let error = b.ask(&a, Channel::Peer, "x").await.unwrap_err();
+    assert!(matches!(error, TransportError::Unreachable { .. }), "{error}");
+    until("a has heard", async || a.quic.stats().connections == 0).await;
+    close_all(&[&a]).await;
+    assert!(a.quic.shared.tasks.is_empty());
+}
+
+#[tokio::test]
+async fn an_address_that_is_taken_or_wrong_is_named_with_the_remedy() {
+    let a = Node::start("a", 54);
+    let taken = Start { port: a.addr.port(), ..Start::new("a", 54) };
+    let error = QuicTransport::bind(taken.options().0).unwrap_err().to_string();
+    assert!(error.contains(&format!("{}/udp is in use", a.addr)), "{error}");
+    let (mut options, _mesh) = Start::new("a", 54).options();
+    options.advertise = SocketAddr::new(ip(55), 0);
+    let error = QuicTransport::bind(options).unwrap_err().to_string();
+    assert!(error.contains("--host a --ip 127.42.0.55 --renew"), "{error}");
+    let (mut options, _mesh) = Start::new("a", 54).options();
+    options.listen = "192.0.2.1:0".parse().unwrap();
+    let error = QuicTransport::bind(options).unwrap_err();
+    assert!(matches!(error, BindError::NoSuchAddress { .. }), "{error}");
+    close_all(&[&a]).await;
+}
+
+#[tokio::test]
+async fn hostile_streams_end_alone() {
+    let a = Node::start("a", 60);
+    let raw = Raw::connect(&ca().host("b", &[ip(61)]), 61, a.addr).await.unwrap();
+    raw.hello(&hello("b", 61)).await.unwrap();
+    let oversize = |channel: Channel| {
+        let mut bytes = vec![PROTOCOL_VERSION, channel as u8];
+        bytes.extend(u32::MAX.to_le_bytes());
+        bytes
+    };
+    let mut whole = codec::header(Channel::Peer, Direction::Request, 100).unwrap().to_vec();
+    whole.extend([0; 50]);
+    let cases: [(&str, Vec<u8>); 7] = [
+        ("at most", oversize(Channel::Peer)),
+        ("at most", oversize(Channel::Control)),
+        ("protocol version 9", vec![9; HEADER_BYTES]),
+        ("unknown channel 77", vec![PROTOCOL_VERSION, 77, 0, 0, 0, 0]),
+        ("stream ended after 0 bytes", vec![]),
+        ("stream ended after 3 bytes", vec![PROTOCOL_VERSION, 2, 0]),
+        ("stream ended after 50 bytes", whole),
+    ];
+    for (expected, bytes) in &cases {
+        let (mut send, mut recv) = raw.connection.open_bi().await.unwrap();
+        send.write_all(bytes).await.unwrap();
+        send.finish().unwrap();
+        let reason = timeout(DEADLINE, frames::read_reply(&mut recv)).await.unwrap().unwrap().unwrap_err();
+        assert!(reason.contains(expected), "{expected:?} is not in {reason:?}");
+        let mut uni = raw.connection.open_uni().await.unwrap();
+        uni.write_all(bytes).await.unwrap();
+        // The other side may have stopped it already.
+        let _ = uni.finish();
+    }
+    until("bad gossip is counted", async || a.quic.stats().gossip_dropped_in == cases.len() as u64).await;
+    assert_eq!(raw.exchange(Channel::Peer, b"x").await.unwrap().unwrap(), "a<b/0000013d Peer x");
+    raw.endpoint.close(VarInt::from_u32(CLOSE_REFUSED), &[0xff; 100]);
+    until("its refusal is counted", async || a.quic.stats().refused == 1).await;
+    until("it is gone", async || a.quic.stats().connections == 0).await;
+    close_all(&[&a]).await;
+}
+
+proptest! {
+    #[test]
+    fn hostile_hellos_never_panic(bytes: Vec<u8>) {
+        let _ = codec::decode::<Hello>(&bytes);
+        let _ = codec::decode::<HelloReply>(&bytes);
+    }
+}
+
+#[tokio::test]
+async fn a_dead_link_leaves_the_pool() {
+    let a = Node::start("a", 62);
+    for _ in 0..3 {
+        let b = Node::start("b", 63);
+        a.ask(&b, Channel::Peer, "x").await.unwrap();
+        b.quic.close().await;
+        until("the dead link is gone", async || a.quic.stats().links == 0).await;
+    }
+    close_all(&[&a]).await;
+}

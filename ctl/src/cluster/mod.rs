@@ -1,0 +1,85 @@
+//! `cluster …`: form a Redis Cluster, and look at it.
+//!
+//! The words are redis-cli's wherever it has them. The work is the agents': `create`
+//! hands the wish over and watches; ending ctl does not end the formation.
+
+mod check;
+mod create;
+mod info;
+
+pub use create::{CreateOptions, create};
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use redmesh_api::level::ClusterSpec;
+use redmesh_api::limits::INSTANCES_PER_HOST_MAX;
+
+use crate::exit::Exit;
+use crate::output::Output;
+use crate::session::Session;
+use crate::units;
+
+/// Replicas of a primary that may be asked for.
+pub const REPLICAS_MAX: i64 = 10;
+
+/// `cluster …`
+#[derive(Debug, Subcommand)]
+pub enum ClusterCommand {
+    /// Form a cluster over all hosts; run again, it continues or confirms the same one
+    #[command(after_help = "\
+Examples:
+  redmeshctl cluster create --instances-per-host 100
+  redmeshctl cluster create --instances-per-host 6 --replicas 1 --deadline 5m")]
+    Create(CreateArgs),
+    /// Show hosts, instances, slots and keys
+    #[command(after_help = "Examples:\n  redmeshctl cluster info\n  redmeshctl cluster info -o json")]
+    Info,
+    /// Ask every instance for its view now; exit code 1 if the cluster isn't whole
+    #[command(after_help = "Examples:\n  redmeshctl cluster check\n  redmeshctl cluster check -o json")]
+    Check,
+}
+
+/// `cluster create …`
+#[derive(Debug, Args)]
+pub struct CreateArgs {
+    /// redis-servers on each host
+    #[arg(long, value_name = "N",
+          value_parser = clap::value_parser!(u16).range(1..=i64::from(INSTANCES_PER_HOST_MAX)))]
+    instances_per_host: u16,
+    /// Replicas of each primary, never on their primary's host
+    #[arg(long, value_name = "R", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=REPLICAS_MAX))]
+    replicas: u8,
+    /// cluster-node-timeout in milliseconds [default: by the cluster's size]
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u32).range(100..=600_000))]
+    node_timeout: Option<u32>,
+    /// How long to wait for it, in seconds or with a unit
+    #[arg(long, value_name = "TIME", default_value = "3m", value_parser = units::parse_duration)]
+    deadline: Duration,
+    /// Return as soon as the plan is committed
+    #[arg(long)]
+    no_wait: bool,
+}
+
+impl CreateArgs {
+    fn into_options(self) -> CreateOptions {
+        CreateOptions {
+            spec: ClusterSpec {
+                instances_per_host: self.instances_per_host,
+                replicas: self.replicas,
+                node_timeout_ms: self.node_timeout,
+            },
+            deadline: self.deadline,
+            wait: !self.no_wait,
+        }
+    }
+}
+
+/// Carries out one of them.
+pub async fn run(command: ClusterCommand, session: &mut Session, output: &Output) -> anyhow::Result<Exit> {
+    match command {
+        ClusterCommand::Create(args) => create::run(args.into_options(), session, output).await,
+        ClusterCommand::Info => info::run(session, output).await,
+        ClusterCommand::Check => check::run(session, output).await,
+    }
+}

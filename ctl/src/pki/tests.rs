@@ -1,0 +1,118 @@
+use std::os::unix::fs::PermissionsExt;
+
+use clap::Parser;
+use redmesh_api::tls::Identity;
+
+use super::*;
+
+#[derive(Debug, Parser)]
+struct Cli {
+    #[command(subcommand)]
+    command: PkiCommand,
+}
+
+fn pki(args: &[&str]) -> Result<String> {
+    run(&Cli::try_parse_from(["pki"].iter().chain(args))?.command)
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+fn words(result: Result<impl std::fmt::Debug>) -> String {
+    format!("{:#}", result.unwrap_err())
+}
+
+#[test]
+fn a_host_and_an_operator_get_identities_that_load() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("pki");
+    let d = dir.to_str().unwrap();
+    pki(&["init", "--dir", d, "--mesh", "demo"]).unwrap();
+    assert_eq!(mode(&dir.join("ca.key")), 0o600);
+    pki(&["issue", "--dir", d, "--host", "host-1", "--ip", "127.0.0.1", "--ip", "::1"]).unwrap();
+    assert_eq!(mode(&dir.join("host-1/key.pem")), 0o600);
+    assert_eq!(mode(&dir.join("host-1")), 0o700);
+    let host = Identity::load(&dir.join("host-1")).unwrap();
+    assert_eq!((host.role(), host.name()), (Role::Host, "host-1"));
+    assert!(host.names_ip("127.0.0.1".parse().unwrap()) && host.names_ip("::1".parse().unwrap()));
+    assert!(!host.names_ip("127.0.0.2".parse().unwrap()));
+    let out = issue_operator(&dir, "ann").unwrap();
+    let operator = Identity::load(&out).unwrap();
+    assert_eq!((operator.role(), operator.name()), (Role::Operator, "ann"));
+    let shown = pki(&["show", out.to_str().unwrap()]).unwrap();
+    assert!(shown.contains("operator    ann") && shown.contains("days left"), "{shown}");
+    let shown = pki(&["show", dir.join("host-1").to_str().unwrap()]).unwrap();
+    assert!(shown.contains("address     127.0.0.1") && shown.contains("host-1.host.redmesh"), "{shown}");
+    assert!(pki(&["show", d]).unwrap().contains("certificate authority"));
+}
+
+#[test]
+fn nothing_is_overwritten_unasked() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path();
+    init(dir, "m").unwrap();
+    let ca = fs::read(dir.join("ca.pem")).unwrap();
+    assert!(words(init(dir, "m")).contains("ca.pem is there already"));
+    fs::remove_file(dir.join("ca.pem")).unwrap();
+    assert!(words(init(dir, "m")).contains("ca.key is there already"));
+    fs::write(dir.join("ca.pem"), ca).unwrap();
+    let ip = ["10.0.0.1".parse().unwrap()];
+    let out = issue_host(dir, "a", &ip).unwrap();
+    let cert = fs::read(out.join("cert.pem")).unwrap();
+    assert!(words(issue_host(dir, "a", &ip)).contains("--renew replaces it"));
+    assert_eq!(fs::read(out.join("cert.pem")).unwrap(), cert);
+    pki(&["issue", "--dir", dir.to_str().unwrap(), "--host", "a", "--ip", "10.0.0.2", "--renew"]).unwrap();
+    let renewed = Identity::load(&out).unwrap();
+    assert!(renewed.names_ip("10.0.0.2".parse().unwrap()) && !renewed.names_ip(ip[0]));
+    assert_eq!(mode(&out.join("key.pem")), 0o600);
+}
+
+#[test]
+fn a_missing_or_foreign_ca_key_is_refused_with_the_remedy() {
+    let temp = tempfile::tempdir().unwrap();
+    let (one, two) = (temp.path().join("one"), temp.path().join("two"));
+    assert!(words(issue_operator(&one, "a")).contains("redmeshctl pki init"));
+    init(&one, "m").unwrap();
+    init(&two, "m").unwrap();
+    fs::copy(two.join("ca.key"), one.join("ca.key")).unwrap();
+    let error = words(issue_operator(&one, "a"));
+    assert!(error.contains("is not the key of") && error.contains("Restore both"), "{error}");
+    fs::remove_file(one.join("ca.key")).unwrap();
+    assert!(words(issue_operator(&one, "a")).contains("ca.key is missing"));
+    assert!(!one.join("a").exists(), "a refused issue leaves nothing behind");
+}
+
+#[test]
+fn bad_names_addresses_and_combinations_are_refused() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path();
+    let d = dir.to_str().unwrap();
+    init(dir, "m").unwrap();
+    let long = "a".repeat(64);
+    for name in ["", "A", "a.b", "-a", "a-", "a/../b", "ä", long.as_str()] {
+        assert!(words(issue_operator(dir, name)).contains("must be 1 to 63"), "{name:?}");
+    }
+    assert!(words(issue_host(dir, "a", &["0.0.0.0".parse().unwrap()])).contains("not an address"));
+    for args in [
+        &["issue", "--dir", d, "--host", "a"][..],
+        &["issue", "--dir", d],
+        &["issue", "--dir", d, "--operator", "a", "--ip", "10.0.0.1"],
+        &["issue", "--dir", d, "--operator", "a", "--host", "b", "--ip", "10.0.0.1"],
+        &["issue", "--dir", d, "--operator", "a", "--days", "0"],
+        &["issue", "--dir", d, "--operator", "a", "--days", "-1"],
+        &["init", "--dir", d, "--mesh", ""],
+    ] {
+        assert!(pki(args).is_err(), "{args:?}");
+    }
+}
+
+#[test]
+fn an_expired_certificate_can_be_made_for_tests_and_is_shown_as_such() {
+    let temp = tempfile::tempdir().unwrap();
+    let d = temp.path().to_str().unwrap();
+    init(temp.path(), "m").unwrap();
+    pki(&["issue", "--dir", d, "--operator", "old", "--valid-from-days-ago", "10", "--days", "5"]).unwrap();
+    let shown = show(&temp.path().join("old")).unwrap();
+    assert!(shown.contains("EXPIRED"), "{shown}");
+}

@@ -1,0 +1,293 @@
+//! One agent, asked and answered: the typed way to the control protocol.
+//!
+//! The only file besides `client.rs` that knows the client. It connects at the first
+//! request and again after a loss, and it waits (within the timeout) for a coordinator
+//! where a request needs one: an election takes a second or two and is no failure.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use redmesh_api::control::{
+    ClusterCheck, ClusterStatus, ControlReply, ControlRequest, Members, Refusal, RefusalKind, RunRef, RunView,
+};
+use redmesh_api::level::{ClusterPlan, ClusterSpec};
+use redmesh_api::run::{Run, RunSpec};
+use redmesh_api::tls::Identity;
+
+use crate::client::{Client, ClientError};
+use crate::exit::Exit;
+
+/// Port of an agent whose address was given without one.
+pub const MESH_PORT_DEFAULT: u16 = 7379;
+
+/// Pause before a request is put again to a mesh that had no coordinator.
+const NO_COORDINATOR_PAUSE: Duration = Duration::from_millis(250);
+
+/// Why an agent's answer is not what was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// It could not be asked, or did not answer.
+    #[error(transparent)]
+    Client(ClientError),
+    /// It answered that it won't.
+    #[error("{0}")]
+    Refused(Refusal),
+    /// It answered something else.
+    #[error(
+        "agent {agent} gave an answer of another kind to {asked}: run the same redmesh version on both sides"
+    )]
+    Unexpected {
+        /// Who.
+        agent: SocketAddr,
+        /// The request.
+        asked: &'static str,
+    },
+}
+
+impl SessionError {
+    /// The exit code that it stands for.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Client(
+                ClientError::Unreachable { .. } | ClientError::Timeout { .. } | ClientError::Lost { .. },
+            ) => Exit::Unreachable,
+            Self::Refused(refusal) if refusal.kind == RefusalKind::NoCoordinator => Exit::Unreachable,
+            Self::Client(_) | Self::Refused(_) | Self::Unexpected { .. } => Exit::Failed,
+        }
+    }
+
+    /// Whether the same request may succeed a little later.
+    pub fn passes(&self) -> bool {
+        self.exit() == Exit::Unreachable
+    }
+}
+
+/// A conversation with one agent.
+#[derive(Debug)]
+pub struct Session {
+    agent: SocketAddr,
+    identity: Identity,
+    timeout: Duration,
+    client: Option<Client>,
+}
+
+impl Session {
+    /// With the agent at `agent` (`IP:PORT`, `IP` or `NAME:PORT`), by the identity in
+    /// `identity` or else in the first default place that exists. Dials nothing yet.
+    pub fn new(agent: &str, identity: Option<&Path>, timeout: Duration) -> anyhow::Result<Self> {
+        let agent = resolve(agent)?;
+        let dir = match identity {
+            Some(dir) => dir.to_owned(),
+            None => default_identity_dir(std::env::home_dir())?,
+        };
+        let identity =
+            Identity::load(&dir).with_context(|| format!("operator's identity in {}", dir.display()))?;
+        Ok(Self { agent, identity, timeout, client: None })
+    }
+
+    /// Whom it asks.
+    pub fn agent(&self) -> SocketAddr {
+        self.agent
+    }
+
+    /// Says goodbye.
+    pub async fn close(self) {
+        if let Some(client) = self.client {
+            client.close().await;
+        }
+    }
+
+    async fn request(&mut self, request: &ControlRequest) -> Result<ControlReply, SessionError> {
+        let client = match self.client.take() {
+            Some(client) => client,
+            None => Client::connect(self.agent, &self.identity, self.timeout)
+                .await
+                .map_err(SessionError::Client)?,
+        };
+        match client.request(request).await {
+            Ok(ControlReply::Refused(refusal)) | Err(ClientError::Refused(refusal)) => {
+                self.client = Some(client);
+                Err(SessionError::Refused(refusal))
+            }
+            Ok(reply) => {
+                self.client = Some(client);
+                Ok(reply)
+            }
+            // The next request dials anew.
+            Err(error) => Err(SessionError::Client(error)),
+        }
+    }
+
+    /// As [`Self::request`], and again while the mesh has no coordinator, until the
+    /// timeout. A request refused for want of a coordinator was not carried out, so
+    /// putting it again can't do it twice.
+    async fn request_of_coordinator(
+        &mut self,
+        request: &ControlRequest,
+    ) -> Result<ControlReply, SessionError> {
+        let until = Instant::now() + self.timeout;
+        loop {
+            match self.request(request).await {
+                Err(SessionError::Refused(refusal))
+                    if refusal.kind == RefusalKind::NoCoordinator && Instant::now() < until =>
+                {
+                    tokio::time::sleep(NO_COORDINATOR_PAUSE).await;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    fn unexpected(&self, asked: &'static str) -> SessionError {
+        SessionError::Unexpected { agent: self.agent, asked }
+    }
+
+    /// Who is there.
+    pub async fn members(&mut self) -> Result<Members, SessionError> {
+        match self.request(&ControlRequest::Members).await? {
+            ControlReply::Members(members) => Ok(members),
+            _ => Err(self.unexpected("Members")),
+        }
+    }
+
+    /// Begins, continues or confirms a cluster; the flag says whether the plan is new.
+    pub async fn cluster_create(&mut self, spec: ClusterSpec) -> Result<(ClusterPlan, bool), SessionError> {
+        match self.request_of_coordinator(&ControlRequest::ClusterCreate(spec)).await? {
+            ControlReply::Created { plan, fresh } => Ok((plan, fresh)),
+            _ => Err(self.unexpected("ClusterCreate")),
+        }
+    }
+
+    /// How far the plan is.
+    pub async fn cluster_status(&mut self) -> Result<ClusterStatus, SessionError> {
+        match self.request(&ControlRequest::ClusterStatus).await? {
+            ControlReply::ClusterStatus(status) => Ok(status),
+            _ => Err(self.unexpected("ClusterStatus")),
+        }
+    }
+
+    /// What every instance says now.
+    pub async fn cluster_check(&mut self) -> Result<ClusterCheck, SessionError> {
+        match self.request(&ControlRequest::ClusterCheck).await? {
+            ControlReply::ClusterCheck(check) => Ok(check),
+            _ => Err(self.unexpected("ClusterCheck")),
+        }
+    }
+
+    /// Begins a run.
+    pub async fn run_start(&mut self, spec: RunSpec) -> Result<Run, SessionError> {
+        match self.request_of_coordinator(&ControlRequest::RunStart(spec)).await? {
+            ControlReply::RunStarted(run) => Ok(run),
+            _ => Err(self.unexpected("RunStart")),
+        }
+    }
+
+    /// Asks for a run to be stopped.
+    pub async fn run_stop(&mut self, run: RunRef) -> Result<RunView, SessionError> {
+        match self.request_of_coordinator(&ControlRequest::RunStop(run)).await? {
+            ControlReply::Run(view) => Ok(view),
+            _ => Err(self.unexpected("RunStop")),
+        }
+    }
+
+    /// All runs known.
+    pub async fn runs(&mut self) -> Result<Vec<RunView>, SessionError> {
+        match self.request(&ControlRequest::RunList).await? {
+            ControlReply::Runs(runs) => Ok(runs),
+            _ => Err(self.unexpected("RunList")),
+        }
+    }
+
+    /// One run; `latency` also pulls the hosts' histograms.
+    pub async fn run_show(&mut self, run: RunRef, latency: bool) -> Result<RunView, SessionError> {
+        match self.request(&ControlRequest::RunShow { run, latency }).await? {
+            ControlReply::Run(view) => Ok(view),
+            _ => Err(self.unexpected("RunShow")),
+        }
+    }
+}
+
+/// How long a poll may go unanswered before that is the answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Bears the short absence of an agent or a coordinator between two polls.
+#[derive(Debug, Default)]
+pub struct Patience {
+    absent_since: Option<Instant>,
+}
+
+impl Patience {
+    /// The answer; `None` if there is none at the moment; the error once that has
+    /// lasted too long, or if it won't pass.
+    pub fn bear<T>(&mut self, answer: Result<T, SessionError>) -> Result<Option<T>, SessionError> {
+        match answer {
+            Ok(value) => {
+                self.absent_since = None;
+                Ok(Some(value))
+            }
+            Err(error) => {
+                let since = *self.absent_since.get_or_insert_with(Instant::now);
+                if error.passes() && since.elapsed() < PATIENCE { Ok(None) } else { Err(error) }
+            }
+        }
+    }
+}
+
+fn resolve(agent: &str) -> anyhow::Result<SocketAddr> {
+    if let Ok(addr) = agent.parse() {
+        return Ok(addr);
+    }
+    if let Ok(ip) = agent.parse() {
+        return Ok(SocketAddr::new(ip, MESH_PORT_DEFAULT));
+    }
+    let usage = |why: String| crate::exit::UsageError(format!("--agent {agent:?}: {why}"));
+    let mut addrs = agent.to_socket_addrs().map_err(|error| usage(format!("{error}; write IP:PORT")))?;
+    Ok(addrs.next().ok_or_else(|| usage("the name has no address".to_owned()))?)
+}
+
+/// Where an operator's identity is looked for without `--identity`.
+fn default_identity_dir(home: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+    let places: Vec<PathBuf> = home
+        .map(|home| home.join(".config/redmesh"))
+        .into_iter()
+        .chain(["/etc/redmesh/operator".into()])
+        .collect();
+    if let Some(dir) = places.iter().find(|dir| dir.join("cert.pem").exists()) {
+        return Ok(dir.clone());
+    }
+    let names: Vec<String> = places.iter().map(|dir| dir.display().to_string()).collect();
+    Err(crate::exit::UsageError(format!(
+        "no operator's identity in {}: name one with --identity DIR (or REDMESH_IDENTITY), or make one with \
+         `redmeshctl pki issue --dir PKI --operator NAME`",
+        names.join(" or in ")
+    ))
+    .into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn agents_are_named_by_address_with_or_without_port() {
+        assert_eq!(resolve("127.0.0.3:9").unwrap(), "127.0.0.3:9".parse().unwrap());
+        assert_eq!(resolve("127.0.0.3").unwrap(), "127.0.0.3:7379".parse().unwrap());
+        assert_eq!(resolve("::1").unwrap(), "[::1]:7379".parse().unwrap());
+        assert_eq!(crate::exit::of_error(&resolve("no port here").unwrap_err()), Exit::Usage);
+    }
+
+    #[test]
+    fn without_an_identity_the_places_and_the_remedy_are_named() {
+        let home = tempfile::tempdir().unwrap();
+        let error = default_identity_dir(Some(home.path().to_owned())).unwrap_err().to_string();
+        if !Path::new("/etc/redmesh/operator/cert.pem").exists() {
+            assert!(error.contains(".config/redmesh") && error.contains("--identity"), "{error}");
+        }
+        let dir = home.path().join(".config/redmesh");
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join("cert.pem"), "").unwrap();
+        assert_eq!(default_identity_dir(Some(home.path().to_owned())).unwrap(), dir);
+    }
+}

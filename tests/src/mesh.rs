@@ -1,0 +1,316 @@
+//! A whole mesh: certificates, configs, agents, and the ctl to drive it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::process;
+use crate::wait::until;
+
+/// Time for a mesh of a few hosts to initialise, on a busy machine of two cores.
+pub const READY: Duration = Duration::from_secs(60);
+
+/// One mesh at a time.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// Second byte of the next mesh's loopback addresses.
+static SUBNET: AtomicU8 = AtomicU8::new(100);
+
+/// What a mesh is to be like.
+#[derive(Debug, Clone)]
+pub struct MeshBuilder {
+    hosts: usize,
+    expect: Option<usize>,
+    keep_servers: bool,
+    extra: String,
+}
+
+/// A running mesh; everything ends when it is dropped.
+#[derive(Debug)]
+pub struct Mesh {
+    dir: tempfile::TempDir,
+    subnet: u8,
+    agents: Vec<Option<Child>>,
+    builder: MeshBuilder,
+    _turn: MutexGuard<'static, ()>,
+}
+
+/// Binaries stand beside the test's own.
+fn binary(name: &str) -> PathBuf {
+    let mut path = std::env::current_exe().expect("a test knows its own path");
+    path.pop();
+    if path.ends_with("deps") {
+        path.pop();
+    }
+    path.push(name);
+    assert!(path.exists(), "{} is missing: cargo build --workspace --bins (make test does)", path.display());
+    path
+}
+
+impl MeshBuilder {
+    /// `hosts` agents that expect each other.
+    pub fn new(hosts: usize) -> Self {
+        Self { hosts, expect: None, keep_servers: false, extra: String::new() }
+    }
+
+    /// Another `bootstrap_expect` than the number of hosts.
+    pub fn expecting(mut self, hosts: usize) -> Self {
+        self.expect = Some(hosts);
+        self
+    }
+
+    /// redis-servers outlive their agents, as in production.
+    pub fn servers_outlive_agents(mut self) -> Self {
+        self.keep_servers = true;
+        self
+    }
+
+    /// More TOML for every agent's file.
+    pub fn config(mut self, toml: &str) -> Self {
+        self.extra.push_str(toml);
+        self
+    }
+
+    /// Writes everything and starts the agents, without waiting for them.
+    pub fn start(self) -> Mesh {
+        let turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let dir = tempfile::Builder::new().prefix("redmesh-test-").tempdir().expect("temp dir");
+        let subnet = SUBNET.fetch_add(1, Ordering::Relaxed);
+        let agents = (0..self.hosts).map(|_| None).collect();
+        let mut mesh = Mesh { dir, subnet, agents, builder: self, _turn: turn };
+        mesh.prepare();
+        (0..mesh.agents.len()).for_each(|host| mesh.start_agent(host));
+        mesh
+    }
+
+    /// Starts the agents and waits until a coordinator acts and all are members.
+    pub fn ready(self) -> Mesh {
+        let mesh = self.start();
+        mesh.await_members(mesh.agents.len());
+        mesh
+    }
+}
+
+impl Mesh {
+    /// Address of a host's redis-servers and of its agent.
+    pub fn ip(&self, host: usize) -> String {
+        format!("127.{}.0.{}", self.subnet, host + 1)
+    }
+
+    /// Mesh address of a host.
+    pub fn agent_addr(&self, host: usize) -> String {
+        format!("{}:7379", self.ip(host))
+    }
+
+    /// Everything lies below it.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A host's own directory.
+    pub fn host_dir(&self, host: usize) -> PathBuf {
+        self.dir().join(format!("host-{}", host + 1))
+    }
+
+    /// What a host's agent has logged.
+    pub fn log(&self, host: usize) -> String {
+        std::fs::read_to_string(self.host_dir(host).join("agent.log")).unwrap_or_default()
+    }
+
+    fn prepare(&mut self) {
+        let pki = self.dir().join("pki");
+        let pki = pki.to_str().expect("temp paths are UTF-8");
+        self.ctl_ok(&["pki", "init", "--dir", pki]);
+        self.ctl_ok(&["pki", "issue", "--dir", pki, "--operator", "tester"]);
+        for host in 0..self.agents.len() {
+            let name = format!("host-{}", host + 1);
+            self.ctl_ok(&["pki", "issue", "--dir", pki, "--host", &name, "--ip", &self.ip(host)]);
+            let dir = self.host_dir(host);
+            std::fs::create_dir_all(&dir).expect("make a host's directory");
+            std::fs::write(dir.join("agent.toml"), self.config_of(host)).expect("write a config");
+        }
+    }
+
+    fn config_of(&self, host: usize) -> String {
+        let dir = self.host_dir(host);
+        let ip = self.ip(host);
+        format!(
+            "[mesh]\nname = \"test\"\nlisten = \"{ip}:7379\"\nseeds = [\"{seed}\"]\nbootstrap_expect = {expect}\n\
+             gossip_interval_ms = 100\n[identity]\ndir = \"{pki}\"\n[state]\ndir = \"{state}\"\n\
+             [http]\nlisten = \"{ip}:7380\"\n[redis]\ndata_dir = \"{data}\"\non_agent_exit = \"{exit}\"\n{extra}",
+            seed = self.agent_addr(0),
+            expect = self.builder.expect.unwrap_or(self.builder.hosts),
+            pki = self.dir().join(format!("pki/host-{}", host + 1)).display(),
+            state = dir.join("state").display(),
+            data = dir.join("redis_cluster").display(),
+            exit = if self.builder.keep_servers { "leave" } else { "stop" },
+            extra = self.builder.extra,
+        )
+    }
+
+    /// Starts a host's agent (again).
+    pub fn start_agent(&mut self, host: usize) {
+        assert!(self.agents[host].is_none(), "host {host} runs already");
+        let dir = self.host_dir(host);
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(dir.join("agent.log"))
+            .expect("open the agent's log");
+        let child = Command::new(binary("redmesh-agent"))
+            .arg("--config")
+            .arg(dir.join("agent.toml"))
+            .current_dir(&dir)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("start an agent");
+        self.agents[host] = Some(child);
+    }
+
+    /// SIGKILL for a host's agent.
+    pub fn kill_agent(&mut self, host: usize) {
+        let mut child = self.agents[host].take().expect("the agent runs");
+        child.kill().expect("kill an agent");
+        child.wait().expect("reap an agent");
+    }
+
+    /// Whether a host's agent runs.
+    pub fn agent_runs(&mut self, host: usize) -> bool {
+        self.agents[host].as_mut().is_some_and(|child| child.try_wait().expect("ask for a child").is_none())
+    }
+
+    /// `redmeshctl` with these arguments, as the operator, asking `host`.
+    pub fn ctl_at(&self, host: usize, args: &[&str]) -> Output {
+        let agent = self.agent_addr(host);
+        let identity = self.dir().join("pki/tester");
+        let identity = identity.to_str().expect("temp paths are UTF-8");
+        let mut all = vec!["--agent", &agent, "--identity", identity];
+        all.extend(args);
+        self.ctl(&all)
+    }
+
+    /// `redmeshctl` with exactly these arguments.
+    pub fn ctl(&self, args: &[&str]) -> Output {
+        Command::new(binary("redmeshctl"))
+            .args(args)
+            .current_dir(self.dir())
+            .env_remove("REDMESH_AGENT")
+            .env_remove("REDMESH_IDENTITY")
+            .stdin(Stdio::null())
+            .output()
+            .expect("run redmeshctl")
+    }
+
+    /// A command in the background, asking `host`; its output is piped.
+    pub fn ctl_spawn_at(&self, host: usize, args: &[&str]) -> Child {
+        Command::new(binary("redmeshctl"))
+            .args(["--agent", &self.agent_addr(host), "--identity"])
+            .arg(self.dir().join("pki/tester"))
+            .args(args)
+            .current_dir(self.dir())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("run redmeshctl")
+    }
+
+    fn ctl_ok(&self, args: &[&str]) -> String {
+        stdout_of(args, self.ctl(args))
+    }
+
+    /// `redmeshctl` as the operator, which must succeed; what it printed.
+    pub fn ok_at(&self, host: usize, args: &[&str]) -> String {
+        stdout_of(args, self.ctl_at(host, args))
+    }
+
+    /// The same with `-o json`, parsed.
+    pub fn json_at(&self, host: usize, args: &[&str]) -> Value {
+        let mut all = vec!["-o", "json"];
+        all.extend(args);
+        let text = self.ok_at(host, &all);
+        serde_json::from_str(&text)
+            .unwrap_or_else(|error| panic!("{args:?} printed no JSON: {error}\n{text}"))
+    }
+
+    /// The same, `None` where the command failed (while a mesh heals).
+    pub fn try_json_at(&self, host: usize, args: &[&str]) -> Option<Value> {
+        let mut all = vec!["-o", "json"];
+        all.extend(args);
+        let output = self.ctl_at(host, &all);
+        output.status.success().then(|| serde_json::from_slice(&output.stdout).ok())?
+    }
+
+    /// Waits until `host` sees `count` live members and a coordinator.
+    pub fn await_members(&self, count: usize) {
+        until(&format!("{count} members and a coordinator"), READY, || {
+            let members = self.try_json_at(0, &["members"])?;
+            let alive = members["members"].as_array()?.iter().filter(|m| m["state"] == "alive").count();
+            (alive == count && members["coordinator"].is_string()).then_some(())
+        });
+    }
+
+    /// Index of the host that coordinates, asked of `host`.
+    pub fn coordinator_at(&self, host: usize) -> Option<usize> {
+        let members = self.try_json_at(host, &["members"])?;
+        let coordinator = members["members"].as_array()?.iter().find(|m| m["coordinator"] == true)?;
+        let number = coordinator["name"].as_str()?.strip_prefix("host-")?.parse::<usize>().ok()?;
+        Some(number - 1)
+    }
+
+    /// `redis-cli` against one of the cluster's instances.
+    pub fn redis_cli(&self, host: usize, port: u16, args: &[&str]) -> String {
+        let output = Command::new("redis-cli")
+            .args(["-h", &self.ip(host), "-p", &port.to_string()])
+            .args(args)
+            .output()
+            .expect("run redis-cli");
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+
+    /// All redis-servers of the mesh, by pid.
+    pub fn servers(&self) -> Vec<process::ServerProcess> {
+        process::servers_below(self.dir())
+    }
+
+    /// The redis-servers of one host.
+    pub fn servers_of(&self, host: usize) -> Vec<process::ServerProcess> {
+        process::servers_below(&self.host_dir(host))
+    }
+}
+
+impl Drop for Mesh {
+    fn drop(&mut self) {
+        for child in self.agents.iter_mut().flatten() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        process::kill_below(self.dir());
+        if std::thread::panicking() {
+            for host in 0..self.agents.len() {
+                let log = self.log(host);
+                let lines: Vec<_> = log.lines().collect();
+                let tail = lines[lines.len().saturating_sub(40)..].join("\n");
+                let words = format!("--- host-{} agent.log, last lines\n{tail}\n", host + 1);
+                let _ = std::io::Write::write_all(&mut std::io::stderr(), words.as_bytes());
+            }
+        }
+    }
+}
+
+fn stdout_of(args: &[&str], output: Output) -> String {
+    assert!(
+        output.status.success(),
+        "redmeshctl {args:?} ended with {}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
