@@ -28,7 +28,7 @@ pub struct BootstrapHost {
 /// What this host is to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BootstrapStep {
-    /// Nothing: the words say for what it waits.
+    /// Nothing: the words say for what it waits (to stand after "waiting for").
     Wait(String),
     /// This host is to initialise and lacks the pledges of these hosts (itself among
     /// them, first, if it hasn't pledged to itself).
@@ -80,12 +80,12 @@ pub fn decide(
         return BootstrapStep::Done { mesh: *mesh };
     }
     let Some(own) = live.get(&me) else {
-        return BootstrapStep::Wait("waiting to see this host itself in gossip".to_owned());
+        return BootstrapStep::Wait("this host to see itself in gossip".to_owned());
     };
     if live.values().any(|host| host.expect != own.expect) {
         let said: Vec<_> = live.values().map(|host| format!("{} says {}", host.name, host.expect)).collect();
         return BootstrapStep::Wait(format!(
-            "hosts disagree on bootstrap_expect: {}; give all the same number",
+            "hosts to agree on mesh.bootstrap_expect: {}; give all the same number",
             said.join(", ")
         ));
     }
@@ -95,7 +95,7 @@ pub fn decide(
         let missing = expect - live.len();
         let hosts = if missing == 1 { "host" } else { "hosts" };
         return BootstrapStep::Wait(format!(
-            "waiting for {missing} more {hosts} (have {}; expect {expect})",
+            "{missing} more {hosts} (have {}; expect {expect})",
             names.join(", ")
         ));
     }
@@ -144,10 +144,10 @@ mod tests {
         let step = decide(HostId(1), &hosts(&[1, 2], 4), &BTreeSet::new());
         assert_eq!(
             step,
-            BootstrapStep::Wait("waiting for 2 more hosts (have host-1, host-2; expect 4)".to_owned())
+            BootstrapStep::Wait("2 more hosts (have host-1, host-2; expect 4)".to_owned())
         );
         let step = decide(HostId(1), &hosts(&[1, 2, 3], 4), &BTreeSet::new());
-        assert!(matches!(step, BootstrapStep::Wait(words) if words.starts_with("waiting for 1 more host (")));
+        assert!(matches!(step, BootstrapStep::Wait(words) if words.starts_with("1 more host (")));
     }
 
     #[test]

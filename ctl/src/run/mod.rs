@@ -63,7 +63,7 @@ impl Which {
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("until").required(true).args(["writes", "seconds"])))]
 pub struct StartArgs {
-    /// What the workers do; uuid-counter: SET "<uuid>-<n>" to the key twice
+    /// What the workers do; uuid-counter sets unique keys, UUID-N, each to its key twice
     #[arg(long, value_name = "NAME", default_value = UUID_COUNTER)]
     workload: String,
     /// Closed-loop workers over the whole mesh, each with one outstanding write
