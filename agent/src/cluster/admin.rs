@@ -1,9 +1,10 @@
 //! Questions to running instances, through the `redis` crate.
 //!
 //! One multiplexed connection an instance is kept between questions and thrown away
-//! at the first error. Nothing here retries: whoever asks is a reconciler and asks
-//! again. Every wait is bounded, also against a server that is stopped (SIGSTOP), which
-//! accepts connections and never answers.
+//! at the first error. A question is asked again only where a kept connection turns out
+//! to be gone, on a fresh one and once: whoever asks is a reconciler and comes back.
+//! Every wait is bounded, also against a server that is stopped (SIGSTOP), which accepts
+//! connections and never answers.
 
 use std::collections::BTreeMap;
 use std::fmt;
