@@ -75,6 +75,8 @@ pub struct Observed {
     pub agreed: u32,
     /// First few instances that aren't where they should be: why, and the remedy.
     pub problems: Vec<String>,
+    /// A run of which this host can't bear its share, and why.
+    pub share_lost: Option<(RunId, String)>,
 }
 
 impl Observed {

@@ -134,6 +134,11 @@ fn share_state(
         return ShareState::Spent;
     }
     match seen.get(&share.host) {
+        Some(Seen { name, observed: Observed { share_lost: Some((lost, reason)), .. }, .. })
+            if *lost == run.id =>
+        {
+            ShareState::Lost(format!("{name} can't bear its share: {reason}"))
+        }
         Some(host) if host.dead_for < SHARE_LOST_AFTER => ShareState::Open,
         Some(host) => ShareState::Lost(format!(
             "{} has been silent for {} s; its last gossiped counts are taken",

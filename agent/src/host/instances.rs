@@ -187,6 +187,10 @@ pub async fn publish(host: HostId, mut sources: Sources, mesh: Mesh, cancel: Can
         for problem in refused.into_iter().chain(sources.shares.problem()) {
             observed.add_problem(problem);
         }
+        observed.share_lost = sources.shares.lost();
+        if let Some((run, reason)) = observed.share_lost.clone() {
+            observed.add_problem(format!("run {run}: {reason}"));
+        }
         if let Err(error) = mesh.publish(facts::OBSERVED, &observed) {
             warn!(error = %crate::error_chain(&error), "can't publish what this host observes");
         }

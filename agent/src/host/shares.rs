@@ -120,12 +120,14 @@ impl Shares {
         self.publish(mesh);
     }
 
-    /// Why this host's share of a run could not be started, or what it met with.
+    /// What load threads have met with.
     pub fn problem(&self) -> Option<String> {
-        self.lock().values().find_map(|share| {
-            let live = share.live.as_ref().and_then(|(_, handle)| handle.error());
-            share.problem.clone().or(live)
-        })
+        self.lock().values().find_map(|share| share.live.as_ref()?.1.error())
+    }
+
+    /// A run of which this host can't bear its share, and why.
+    pub fn lost(&self) -> Option<(RunId, String)> {
+        self.lock().iter().find_map(|(&run, share)| Some((run, share.problem.clone()?)))
     }
 
     fn report_from_ledgers(&self, run: RunId) -> ShareReport {

@@ -42,7 +42,7 @@ fn level(stage: PlanStage) -> Level {
 
 fn seen(stage: PlanStage, held: u32, up: u32, agreed: u32) -> Seen {
     let plan = Some((PlanId(Uuid::from_u128(5)), stage));
-    let observed = Observed { plan, planned: 2, held, up, agreed, problems: Vec::new() };
+    let observed = Observed { plan, planned: 2, held, up, agreed, problems: Vec::new(), share_lost: None };
     Seen { name: "x".to_owned(), dead_for: Duration::ZERO, observed }
 }
 
@@ -139,6 +139,24 @@ fn a_host_that_stays_away_does_not_hold_the_account_open_for_ever() {
     assert_eq!(closes(&level, tallies(), 59, 0), None);
     match closes(&level, tallies(), 61, 0) {
         Some(Outcome::Incomplete(reason)) => assert!(reason.contains("host-b"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_share_that_its_host_cannot_bear_is_lost_at_once() {
+    let level = running(RunUntil::Writes(100), RunStage::Running);
+    let alive = seen(PlanStage::Formed, 0, 2, 2);
+    let mut b = Seen { name: "host-b".to_owned(), ..alive.clone() };
+    let run = RunId(Uuid::from_u128(3));
+    b.observed.share_lost = Some((run, "disk full".to_owned()));
+    let hosts = BTreeMap::from([(A, alive), (B, b)]);
+    let due = |tally| steps(&level, &hosts, &BTreeMap::from([(run, vec![tally])]), 0);
+    assert_eq!(due(tally(A, 0, false, 60)), [], "the other share goes on");
+    match &due(tally(A, 0, true, 60))[..] {
+        [Step::CloseRun { outcome: Outcome::Incomplete(reason), .. }] => {
+            assert!(reason.contains("host-b") && reason.contains("disk full"), "{reason}");
+        }
         other => panic!("{other:?}"),
     }
 }
