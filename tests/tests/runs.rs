@@ -61,6 +61,10 @@ fn a_run_closes_to_the_last_write_and_every_agent_knows_the_total() {
         let listed = mesh.json_at(host, &["run", "list"]);
         assert_eq!(listed["runs"].as_array().map(Vec::len), Some(1));
     }
+    // Fewer writes than workers: some shares have nothing to do, and the run ends.
+    let few = mesh.json_at(2, &["run", "start", "--workers", "30", "--writes", "2"]);
+    assert_eq!((count(&few["run"]["acked"]), &few["ledger"]["ok"]), (2, &Value::Bool(true)), "{few}");
+
     // Keys and values have the documented shape.
     let key = mesh.redis_cli(0, 6379, &["RANDOMKEY"]);
     let (uuid, number) = key.rsplit_once('-').expect("<uuid>-<n>");

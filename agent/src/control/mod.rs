@@ -71,6 +71,7 @@ impl Control {
             ControlRequest::ClusterCheck => check::cluster_check(&self.census, &*self.transport).await,
             ControlRequest::RunList => ControlReply::Runs(self.run_list()),
             ControlRequest::RunShow { run, latency } => self.run_show(&run, latency).await,
+            ControlRequest::RunDetail(run) => self.run_detail(&run).await,
             ControlRequest::ClusterCreate(_) | ControlRequest::RunStart(_) | ControlRequest::RunStop(_) => {
                 if self.census.acting() {
                     self.change(request).await

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use redmesh_api::control::{ControlReply, Refusal, RefusalKind, RunRef, RunView};
+use redmesh_api::control::{ControlReply, Refusal, RefusalKind, RunDetail, RunRef, RunView};
 use redmesh_api::ids::{HostId, RunId};
 use redmesh_api::level::Level;
 use redmesh_api::run::{Counts, Run, RunStage, Tally};
@@ -109,6 +109,18 @@ impl Control {
             view.latency = Some(stats::summary(&gathered.latency));
         }
         ControlReply::Run(view)
+    }
+
+    pub(super) async fn run_detail(&self, reference: &RunRef) -> ControlReply {
+        let level = self.census.level();
+        let run = match find(&level, reference) {
+            Ok(run) => run,
+            Err(refusal) => return ControlReply::Refused(refusal),
+        };
+        let gathered = settle::gather(&self.census, &*self.transport, run).await;
+        let mut view = self.run_view(run);
+        view.latency.get_or_insert_with(|| stats::summary(&gathered.latency));
+        ControlReply::RunDetail(RunDetail { view, details: gathered.details, missing: gathered.notes })
     }
 
     fn run_view(&self, run: &Run) -> RunView {

@@ -2,7 +2,7 @@
 
 use hdrhistogram::Histogram;
 use redmesh_api::ids::RunId;
-use redmesh_api::run::{Outcome, Run, RunResult, RunStage, ServerSample, Tally};
+use redmesh_api::run::{Outcome, Run, RunResult, RunStage, ServerSample, ShareDetail, Tally};
 use tracing::warn;
 
 use super::account::{self, Closing};
@@ -60,25 +60,26 @@ pub struct Gathered {
     pub latency: Histogram<u64>,
     /// Exact counts of the hosts that answered.
     pub tallies: Vec<Tally>,
+    /// What they kept beside them.
+    pub details: Vec<ShareDetail>,
     /// What could not be had, in words.
     pub notes: Vec<String>,
 }
 
 /// Asks all share hosts of `run` for their exact counts and latencies.
 pub async fn gather(census: &Census, transport: &dyn Transport, run: &Run) -> Gathered {
-    let mut gathered = Gathered { latency: stats::empty_histogram(), tallies: Vec::new(), notes: Vec::new() };
+    let mut gathered = Gathered {
+        latency: stats::empty_histogram(),
+        tallies: Vec::new(),
+        details: Vec::new(),
+        notes: Vec::new(),
+    };
     for (name, report) in reports(census, transport, run).await {
         match report {
             Ok(report) => {
-                match decode_histogram(&report) {
-                    Ok(Some(histogram)) if gathered.latency.add(&histogram).is_ok() => {}
-                    Ok(None) => {}
-                    Ok(Some(_)) => {
-                        gathered.notes.push(format!("latencies of {name} don't fit and are left out"))
-                    }
-                    Err(reason) => gathered.notes.push(format!("latencies of {name} are missing: {reason}")),
-                }
+                gathered.add_latencies(&name, &report);
                 gathered.tallies.extend(report.tallies);
+                gathered.details.extend(report.details);
             }
             Err(reason) => gathered.notes.push(format!(
                 "{name} did not report: {reason}; its gossiped counts are taken, its latencies are missing"
@@ -88,11 +89,22 @@ pub async fn gather(census: &Census, transport: &dyn Transport, run: &Run) -> Ga
     gathered
 }
 
-fn decode_histogram(report: &ShareReport) -> Result<Option<Histogram<u64>>, String> {
-    if report.histogram.is_empty() {
-        return Ok(None);
+impl Gathered {
+    fn add_latencies(&mut self, name: &str, report: &ShareReport) {
+        for tally in &report.tallies {
+            let detail = report.details.iter().find(|detail| detail.epoch == tally.epoch);
+            let histogram = detail.filter(|detail| !detail.histogram.is_empty());
+            let added = match histogram.map(|detail| stats::decode(&detail.histogram)) {
+                Some(Ok(histogram)) => self.latency.add(&histogram).map_err(|error| error.to_string()),
+                Some(Err(error)) => Err(crate::error_chain(&error)),
+                None if tally.counts.acked == 0 => Ok(()),
+                None => Err(format!("lost with the agent's life {}", tally.epoch)),
+            };
+            if let Err(reason) = added {
+                self.notes.push(format!("latencies of {name} are missing: {reason}"));
+            }
+        }
     }
-    stats::decode(&report.histogram).map(Some).map_err(|error| crate::error_chain(&error))
 }
 
 async fn reports(
@@ -133,7 +145,7 @@ pub async fn settle(
         return None;
     }
     let gossiped = census.tallies(run);
-    let Gathered { latency, tallies: exact, mut notes } = gather(census, transport, run).await;
+    let Gathered { latency, tallies: exact, mut notes, .. } = gather(census, transport, run).await;
     let sampled = sample_servers(census, transport).await;
     let all_sampled = sampled.missing.is_empty();
     for reason in sampled.missing {

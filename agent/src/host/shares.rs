@@ -7,17 +7,18 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use hdrhistogram::Histogram;
 use redmesh_api::ids::{HostId, RunId};
 use redmesh_api::level::{ClusterPlan, Level, PlannedRole};
-use redmesh_api::run::{Counts, Run, RunStage, RunUntil, Share, Tally};
+use redmesh_api::run::{Counts, Run, RunStage, RunUntil, Share, ShareDetail, Tally};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use super::detail::{self, Timeline};
 use crate::cluster::AdminPool;
 use crate::facts::{self, ShareCounts};
 use crate::load::ledger;
@@ -25,7 +26,6 @@ use crate::load::routing::SlotMap;
 use crate::load::{Engine, ShareHandle, ShareSpec, ShareUntil};
 use crate::mesh::Mesh;
 use crate::peer::ShareReport;
-use crate::stats;
 
 /// Between two looks at the counters: as often as gossip can carry them.
 const PUBLISH_INTERVAL: Duration = Duration::from_millis(200);
@@ -35,6 +35,10 @@ const DRAIN_POLL: Duration = Duration::from_millis(10);
 
 /// Shortest time between two topology refreshes, however many redirections ask.
 const REFRESH_INTERVAL_MIN: Duration = Duration::from_millis(100);
+
+/// A share that begins so late still issues for the whole time that was asked; a later
+/// one (its agent was away) for what is left of it.
+const START_GRACE: Duration = Duration::from_secs(5);
 
 /// Instances asked for the topology before a refresh gives up until it is asked again.
 const REFRESH_TRIES_MAX: usize = 5;
@@ -64,6 +68,12 @@ struct LocalShare {
     earlier: Vec<(u32, Counts)>,
     /// This life's, unless nothing was left to issue.
     live: Option<(u32, ShareHandle)>,
+    /// When this life's began.
+    began: (Instant, u64),
+    /// What is kept of this life's beside its counts.
+    timeline: Mutex<Timeline>,
+    /// Whether that has been put on file.
+    saved: AtomicBool,
     /// Why it could not be started.
     problem: Option<String>,
     /// Ends the topology refresher.
@@ -71,6 +81,28 @@ struct LocalShare {
 }
 
 impl LocalShare {
+    fn new(earlier: Vec<(u32, Counts)>, problem: Option<String>) -> Self {
+        Self {
+            earlier,
+            live: None,
+            began: (Instant::now(), now_unix_ms()),
+            timeline: Mutex::default(),
+            saved: AtomicBool::new(false),
+            problem,
+            cancel: CancellationToken::new(),
+        }
+    }
+
+    fn timeline(&self) -> MutexGuard<'_, Timeline> {
+        self.timeline.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// This life's detail as it stands.
+    fn detail(&self, host: HostId) -> Option<ShareDetail> {
+        let (epoch, handle) = self.live.as_ref()?;
+        Some(detail::of(host, *epoch, self.began.1, &self.timeline(), handle))
+    }
+
     fn counts(&self) -> ShareCounts {
         let earlier = self.earlier.iter().map(|&(epoch, counts)| (epoch, true, counts));
         let live = self.live.iter().map(|(epoch, handle)| {
@@ -78,7 +110,13 @@ impl LocalShare {
             let closed = handle.closed();
             (*epoch, closed, handle.counts())
         });
-        ShareCounts { epochs: earlier.chain(live).collect() }
+        let mut epochs: Vec<_> = earlier.chain(live).collect();
+        if epochs.is_empty() && self.problem.is_none() {
+            // Nothing to issue (fewer writes than workers, or stopped before it began) is
+            // a closed account too, and the mesh waits for one.
+            epochs.push((0, true, Counts::default()));
+        }
+        ShareCounts { epochs }
     }
 }
 
@@ -96,11 +134,30 @@ impl Shares {
 
     /// Exact account of this host's share of `run`; empty if it has none.
     pub fn report(&self, run: RunId) -> ShareReport {
-        let Some(share) = self.get(run) else { return self.report_from_ledgers(run) };
-        let histogram = share.live.as_ref().map(|(_, handle)| encoded(&handle.histogram()));
+        let Some(share) = self.get(run) else { return self.report_from_files(run) };
+        let dir = self.ledger_dir(run);
+        let earlier = share.earlier.iter().filter_map(|&(epoch, _)| detail::load(&dir, epoch));
         ShareReport {
             tallies: share.counts().tallies(self.settings.host).collect(),
-            histogram: histogram.unwrap_or_default(),
+            details: earlier.chain(share.detail(self.settings.host)).collect(),
+        }
+    }
+
+    /// Adds what was acked since the last time to the timelines, and puts closed ones on
+    /// file, once.
+    fn record(&self) {
+        let shares: Vec<_> = self.lock().iter().map(|(&run, share)| (run, share.clone())).collect();
+        for (run, share) in shares {
+            let Some((_, handle)) = &share.live else { continue };
+            let closed = handle.closed();
+            share.timeline().observe(share.began.0.elapsed(), handle.counts().acked);
+            if closed && !share.saved.swap(true, Ordering::Relaxed) {
+                let saved =
+                    share.detail(self.settings.host).map(|it| detail::save(&self.ledger_dir(run), &it));
+                if let Some(Err(error)) = saved {
+                    warn!(%run, error, "the run's detail will be lost with this agent");
+                }
+            }
         }
     }
 
@@ -117,6 +174,7 @@ impl Shares {
         if tokio::time::timeout(patience, closed).await.is_err() {
             warn!("load threads have not drained in time; their account is recovered at the next start");
         }
+        self.record();
         self.publish(mesh);
     }
 
@@ -130,25 +188,28 @@ impl Shares {
         self.lock().iter().find_map(|(&run, share)| Some((run, share.problem.clone()?)))
     }
 
-    fn report_from_ledgers(&self, run: RunId) -> ShareReport {
+    fn report_from_files(&self, run: RunId) -> ShareReport {
         let recovered = self.recover(run).unwrap_or_else(|problem| {
             warn!(%run, problem, "can't read this host's ledgers");
             Vec::new()
         });
         let host = self.settings.host;
-        let tallies = recovered
-            .into_iter()
-            .map(|(epoch, counts)| Tally { host, epoch, closed: true, counts })
-            .collect();
-        ShareReport { tallies, histogram: Vec::new() }
+        let dir = self.ledger_dir(run);
+        ShareReport {
+            details: recovered.iter().filter_map(|&(epoch, _)| detail::load(&dir, epoch)).collect(),
+            tallies: recovered
+                .into_iter()
+                .map(|(epoch, counts)| Tally { host, epoch, closed: true, counts })
+                .collect(),
+        }
     }
 
     fn get(&self, run: RunId) -> Option<Arc<LocalShare>> {
         self.lock().get(&run).cloned()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<RunId, Arc<LocalShare>>> {
-        self.running.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<RunId, Arc<LocalShare>>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn ledger_dir(&self, run: RunId) -> PathBuf {
@@ -185,8 +246,7 @@ impl Shares {
                     // Came back after the stop: only the account is left to give.
                     None => {
                         let (earlier, problem) = split(self.recover(run.id));
-                        let share =
-                            LocalShare { earlier, live: None, problem, cancel: CancellationToken::new() };
+                        let share = LocalShare::new(earlier, problem);
                         self.lock().insert(run.id, Arc::new(share));
                     }
                 },
@@ -199,23 +259,22 @@ impl Shares {
     }
 
     fn start(&self, run: &Run, plan: &ClusterPlan, admin: &AdminPool) -> LocalShare {
-        let cancel = CancellationToken::new();
-        let (earlier, mut problem) = split(self.recover(run.id));
-        let mut live = None;
+        let (earlier, problem) = split(self.recover(run.id));
+        let mut local = LocalShare::new(earlier, problem);
         let share = run.shares.iter().find(|share| share.host == self.settings.host);
-        if let (Some(share), None) = (share, &problem)
-            && let Some(until) = remaining(run, share, &earlier, now_unix_ms())
+        if let (Some(share), None) = (share, &local.problem)
+            && let Some(until) = remaining(run, share, &local.earlier, now_unix_ms())
         {
-            let epoch = earlier.last().map_or(0, |&(epoch, _)| epoch + 1);
-            match self.start_epoch(run, share, epoch, until, plan, admin, &cancel) {
-                Ok(handle) => live = Some((epoch, handle)),
-                Err(words) => problem = Some(words),
+            let epoch = local.earlier.last().map_or(0, |&(epoch, _)| epoch + 1);
+            match self.start_epoch(run, share, epoch, until, plan, admin, &local.cancel) {
+                Ok(handle) => local.live = Some((epoch, handle)),
+                Err(words) => local.problem = Some(words),
             }
         }
-        if let Some(problem) = &problem {
+        if let Some(problem) = &local.problem {
             error!(run = %run.id, problem, "can't start this host's share");
         }
-        LocalShare { earlier, live, problem, cancel }
+        local
     }
 
     #[expect(clippy::too_many_arguments, reason = "one caller; each is a different thing")]
@@ -279,14 +338,6 @@ impl Shares {
     }
 }
 
-/// For the wire; empty if it can't be, which the log explains.
-fn encoded(histogram: &Histogram<u64>) -> Vec<u8> {
-    stats::encode(histogram).unwrap_or_else(|error| {
-        warn!(error = %crate::error_chain(&error), "can't encode latencies");
-        Vec::new()
-    })
-}
-
 fn remove_forgotten(dir: &Path) {
     if let Err(error) = std::fs::remove_dir_all(dir) {
         warn!(dir = %dir.display(), %error, "can't remove the ledgers of a forgotten run");
@@ -308,10 +359,10 @@ fn remaining(run: &Run, share: &Share, earlier: &[(u32, Counts)], now_unix_ms: u
             let left = share.writes.unwrap_or(0).saturating_sub(issued);
             (left > 0).then_some(ShareUntil::Writes(left))
         }
-        RunUntil::Seconds(seconds) if earlier.is_empty() => Some(ShareUntil::Seconds(seconds)),
         RunUntil::Seconds(seconds) => {
             let gone = now_unix_ms.saturating_sub(run.created_unix_ms) / 1000;
-            let left = seconds.saturating_sub(u32::try_from(gone).unwrap_or(u32::MAX));
+            let end = u64::from(seconds) + START_GRACE.as_secs();
+            let left = u32::try_from(end.saturating_sub(gone)).unwrap_or(u32::MAX).min(seconds);
             (left > 0).then_some(ShareUntil::Seconds(left))
         }
     }
@@ -387,7 +438,10 @@ pub async fn drive(
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            _ = ticks.tick() => shares.publish(&mesh),
+            _ = ticks.tick() => {
+                shares.record();
+                shares.publish(&mesh);
+            }
             changed = levels.changed() => {
                 if changed.is_err() {
                     return;
@@ -399,5 +453,60 @@ pub async fn drive(
             }
             () = cancel.cancelled() => return,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use redmesh_api::run::{RunSpec, UUID_COUNTER};
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn run(until: RunUntil) -> Run {
+        Run {
+            id: RunId(Uuid::from_u128(1)),
+            spec: RunSpec { workload: UUID_COUNTER.to_owned(), workers: 1, until },
+            shares: Vec::new(),
+            stage: RunStage::Running,
+            created_unix_ms: 1_000_000,
+            before: Vec::new(),
+            result: None,
+        }
+    }
+
+    fn share(writes: Option<u64>) -> Share {
+        Share { host: HostId(1), workers: 1, first_worker: 0, writes }
+    }
+
+    fn issued(issued: u64) -> Counts {
+        Counts { issued, ..Counts::default() }
+    }
+
+    #[test]
+    fn a_restarted_agent_issues_what_its_earlier_lives_left() {
+        let left = |earlier: &[(u32, Counts)]| {
+            remaining(&run(RunUntil::Writes(100)), &share(Some(40)), earlier, 1_000_000)
+        };
+        assert_eq!(left(&[]), Some(ShareUntil::Writes(40)));
+        assert_eq!(left(&[(0, issued(15)), (1, issued(5))]), Some(ShareUntil::Writes(20)));
+        assert_eq!(left(&[(0, issued(40))]), None);
+    }
+
+    #[test]
+    fn time_goes_on_while_an_agent_is_away() {
+        let left = |gone_ms| remaining(&run(RunUntil::Seconds(60)), &share(None), &[], 1_000_000 + gone_ms);
+        assert_eq!(left(0), Some(ShareUntil::Seconds(60)));
+        assert_eq!(left(4_000), Some(ShareUntil::Seconds(60)));
+        assert_eq!(left(35_000), Some(ShareUntil::Seconds(30)));
+        assert_eq!(left(65_000), None);
+    }
+
+    #[test]
+    fn a_share_with_nothing_to_issue_is_closed() {
+        let counts = LocalShare::new(Vec::new(), None).counts();
+        assert_eq!(counts.epochs, [(0, true, Counts::default())]);
+        let stuck = LocalShare::new(Vec::new(), Some("disk full".to_owned())).counts();
+        assert_eq!(stuck.epochs, []);
     }
 }
