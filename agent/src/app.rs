@@ -40,6 +40,10 @@ use crate::transport::quic::{LocalPeer, QuicOptions, QuicTransport};
 /// Time for load threads to drain and publish their last counts when the agent stops.
 const DRAIN_SHARES: Duration = Duration::from_secs(5);
 
+/// Gossip rounds in which a stopping agent's last counts reach somebody: each goes to
+/// several peers, so the first that is sent will mostly do.
+const FAREWELL_ROUNDS: u32 = 3;
+
 /// Between two looks at what the service manager should be told.
 const NOTIFY_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -53,6 +57,10 @@ struct Running {
     control: Control,
     tasks: JoinSet<&'static str>,
     cancel: CancellationToken,
+    /// For the last counts to be gossiped.
+    farewell: Duration,
+    /// Holds the state directory's lock until nothing uses the directory any more.
+    host: HostIdentity,
 }
 
 /// Runs an agent until `stop` is cancelled.
@@ -200,8 +208,7 @@ async fn build(config: Config) -> Result<Running> {
         shares: shares.clone(),
     };
     tasks.spawn(named("observed", instances::publish(host.id(), sources, mesh.clone(), cancel.clone())));
-    let driving =
-        shares::drive(shares.clone(), levels_cell.subscribe(), admin.clone(), mesh.clone(), cancel.clone());
+    let driving = shares::drive(shares.clone(), census.clone(), admin.clone(), mesh.clone(), cancel.clone());
     tasks.spawn(named("shares", driving));
 
     // The mesh: its beginning, and its coordinator wherever that is.
@@ -230,16 +237,8 @@ async fn build(config: Config) -> Result<Running> {
             }
         }));
     }
-    // The lock on the state directory lives as long as the agent.
-    tasks.spawn(named("state lock", {
-        let cancel = cancel.clone();
-        async move {
-            cancel.cancelled().await;
-            drop(host);
-        }
-    }));
-
-    Ok(Running { shares, mesh, supervisor, consensus, transport, control, tasks, cancel })
+    let farewell = config.mesh.gossip_interval * FAREWELL_ROUNDS;
+    Ok(Running { shares, mesh, supervisor, consensus, transport, control, tasks, cancel, farewell, host })
 }
 
 /// Names a task, so that one that ends can be told.
@@ -299,12 +298,16 @@ async fn watch_over(running: &mut Running, stop: &CancellationToken) -> Result<(
 }
 
 async fn drain(running: Running) {
-    let Running { shares, mesh, supervisor, consensus, transport, mut tasks, cancel, .. } = running;
-    shares.drain(&mesh, DRAIN_SHARES).await;
+    let Running { shares, mesh, supervisor, consensus, transport, mut tasks, cancel, farewell, host, .. } =
+        running;
+    if shares.drain(&mesh, DRAIN_SHARES).await {
+        tokio::time::sleep(farewell).await;
+    }
     cancel.cancel();
     while tasks.join_next().await.is_some() {}
     supervisor.shutdown().await;
     consensus.shutdown().await;
     mesh.shutdown().await;
     transport.close().await;
+    drop(host);
 }

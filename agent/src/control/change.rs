@@ -8,9 +8,9 @@ use redmesh_api::run::{Run, RunSpec, RunStage, RunUntil, UUID_COUNTER};
 use uuid::Uuid;
 
 use super::{Control, refused, runs};
+use crate::clock::now_unix_ms;
 use crate::cluster::{self, PlanInput};
 use crate::consensus::{Applied, Command, ProposeError};
-use crate::coordinator::orders::now_unix_ms;
 use crate::coordinator::{account, settle};
 
 /// Longest run that is bounded by time, seconds: a week.

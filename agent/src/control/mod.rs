@@ -19,7 +19,8 @@ use redmesh_api::level::{ClusterPlan, PlanStage};
 use tokio::sync::watch;
 
 use crate::census::{Census, CensusHost};
-use crate::coordinator::orders::{Orders, now_unix_ms};
+use crate::clock::now_unix_ms;
+use crate::coordinator::orders::Orders;
 use crate::peer::{self, PeerReply, PeerRequest};
 use crate::transport::Transport;
 use runs::RateSampler;

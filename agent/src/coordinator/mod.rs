@@ -30,10 +30,11 @@ use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 
 use crate::census::{Census, CensusHost};
+use crate::clock::now_unix_ms;
 use crate::consensus::voters::{HostState, STABILISATION, replace_voters};
 use crate::consensus::{Applied, Command, Consensus, VoterNode};
 use crate::transport::Transport;
-use orders::{Orders, now_unix_ms};
+use orders::Orders;
 use steps::{Seen, Step};
 
 /// Between two looks at the mesh; news by gossip or Raft makes it look at once.

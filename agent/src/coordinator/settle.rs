@@ -6,8 +6,8 @@ use redmesh_api::run::{Outcome, Run, RunResult, RunStage, ServerSample, ShareDet
 use tracing::warn;
 
 use super::account::{self, Closing};
-use super::orders::now_unix_ms;
 use crate::census::Census;
+use crate::clock::now_unix_ms;
 use crate::peer::{self, PeerReply, PeerRequest, ShareReport};
 use crate::stats;
 use crate::transport::Transport;

@@ -89,7 +89,8 @@ pub fn path(dir: &Path, epoch: u32) -> PathBuf {
 pub fn save(dir: &Path, detail: &ShareDetail) -> Result<(), String> {
     let path = path(dir, detail.epoch);
     let bytes = codec::encode(detail).map_err(|error| crate::error_chain(&error))?;
-    std::fs::write(&path, bytes).map_err(|error| format!("can't write {}: {error}", path.display()))
+    crate::files::replace(&path, &bytes, crate::files::PRIVATE)
+        .map_err(|error| format!("can't write {}: {error}", path.display()))
 }
 
 /// A kept detail; `None` if there is none (its agent was killed) or it is damaged.

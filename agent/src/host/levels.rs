@@ -30,7 +30,7 @@ pub async fn follow_raft(
         let level = applied.borrow_and_update().clone();
         // A node that never voted has applied nothing.
         if level.mesh.is_some() {
-            take(&cell, level, "Raft");
+            take(&cell, level, "Raft").await;
         }
         tokio::select! {
             changed = applied.changed() => if changed.is_err() { return },
@@ -53,7 +53,9 @@ pub async fn pull(census: Census, transport: Arc<dyn Transport>, cancel: Cancell
         if let Some(host) = newest {
             let request = PeerRequest::PullLevel { newer_than: own };
             match peer::ask(&*transport, host.addr, &request, peer::QUICK_DEADLINE).await {
-                Ok(PeerReply::Level(Some(level))) => take(&census.levels, Arc::from(level), &host.name()),
+                Ok(PeerReply::Level(Some(level))) => {
+                    take(&census.levels, Arc::from(level), &host.name()).await;
+                }
                 Ok(PeerReply::Level(None)) => {}
                 Ok(other) => warn!(from = host.name(), ?other, "can't pull the level"),
                 Err(error) => warn!(from = host.name(), error = %error_chain(&error), "can't pull the level"),
@@ -70,9 +72,9 @@ pub async fn pull(census: Census, transport: Arc<dyn Transport>, cancel: Cancell
     }
 }
 
-fn take(cell: &LevelCell, level: Arc<Level>, from: &str) {
+async fn take(cell: &LevelCell, level: Arc<Level>, from: &str) {
     let stamp = level.stamp;
-    match cell.accept(level) {
+    match cell.accept(level).await {
         Ok(true) => info!(%stamp, from, "new level"),
         Ok(false) => {}
         Err(LevelError::Stale { newest, .. }) => debug!(%stamp, %newest, from, "older level passed over"),

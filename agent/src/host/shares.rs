@@ -3,22 +3,27 @@
 //! A share's account lives in ledger files, one per epoch (one life of the agent). An
 //! agent that comes back in mid-run closes the epochs it finds, what was issued and not
 //! accounted for becoming `unknown`, and issues the rest of its quota under a new one.
+//! It first waits for a coordinator who knows no newer level than the one on this host's
+//! disk: a run that was closed meanwhile must not be written into any more.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use redmesh_api::ids::{HostId, RunId};
 use redmesh_api::level::{ClusterPlan, Level, PlannedRole};
 use redmesh_api::run::{Counts, Run, RunStage, RunUntil, Share, ShareDetail, Tally};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use super::detail::{self, Timeline};
+use crate::census::Census;
+use crate::clock::now_unix_ms;
 use crate::cluster::AdminPool;
 use crate::facts::{self, ShareCounts};
 use crate::load::ledger;
@@ -59,6 +64,11 @@ pub struct ShareSettings {
 pub struct Shares {
     settings: Arc<ShareSettings>,
     running: Arc<Mutex<BTreeMap<RunId, Arc<LocalShare>>>>,
+    /// Held by whoever touches the files: no report may take a ledger that is being
+    /// begun for one that an earlier life left.
+    files: Arc<tokio::sync::Mutex<()>>,
+    /// Topology refreshers.
+    refreshers: TaskTracker,
 }
 
 /// One run's share on this host.
@@ -129,11 +139,32 @@ impl Drop for LocalShare {
 impl Shares {
     /// Nothing is running yet.
     pub fn new(settings: ShareSettings) -> Self {
-        Self { settings: Arc::new(settings), running: Arc::default() }
+        Self {
+            settings: Arc::new(settings),
+            running: Arc::default(),
+            files: Arc::default(),
+            refreshers: TaskTracker::new(),
+        }
+    }
+
+    /// Does what waits for files or threads on a blocking thread, one at a time; `None`
+    /// if it failed, which is logged.
+    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&Self) -> T + Send + 'static) -> Option<T> {
+        let files = self.files.clone().lock_owned().await;
+        let shares = self.clone();
+        let done = tokio::task::spawn_blocking(move || {
+            let _files = files;
+            work(&shares)
+        });
+        done.await.inspect_err(|error| error!(%error, "work on this host's shares failed")).ok()
     }
 
     /// Exact account of this host's share of `run`; empty if it has none.
-    pub fn report(&self, run: RunId) -> ShareReport {
+    pub async fn report(&self, run: RunId) -> ShareReport {
+        self.blocking(move |shares| shares.report_blocking(run)).await.unwrap_or_default()
+    }
+
+    fn report_blocking(&self, run: RunId) -> ShareReport {
         let Some(share) = self.get(run) else { return self.report_from_files(run) };
         let dir = self.ledger_dir(run);
         let earlier = share.earlier.iter().filter_map(|&(epoch, _)| detail::load(&dir, epoch));
@@ -162,8 +193,8 @@ impl Shares {
     }
 
     /// Stops what is going on, waits (at most `patience`) until it is closed, and
-    /// publishes the last counts.
-    pub async fn drain(&self, mesh: &Mesh, patience: Duration) {
+    /// publishes the last counts; whether there are any.
+    pub async fn drain(&self, mesh: &Mesh, patience: Duration) -> bool {
         let handles: Vec<_> = self.lock().values().cloned().collect();
         handles.iter().flat_map(|share| &share.live).for_each(|(_, handle)| handle.stop());
         let closed = async {
@@ -174,8 +205,12 @@ impl Shares {
         if tokio::time::timeout(patience, closed).await.is_err() {
             warn!("load threads have not drained in time; their account is recovered at the next start");
         }
-        self.record();
+        handles.iter().for_each(|share| share.cancel.cancel());
+        self.refreshers.close();
+        self.refreshers.wait().await;
+        self.blocking(Self::record).await;
         self.publish(mesh);
+        handles.iter().any(|share| share.live.is_some())
     }
 
     /// What load threads have met with.
@@ -228,13 +263,15 @@ impl Shares {
         Ok(epochs)
     }
 
-    /// Brings the shares to the level: starts, stops and forgets.
-    fn reconcile(&self, level: &Level, admin: &AdminPool) {
+    /// Brings the shares to the level: starts (if the level is `current`), stops and
+    /// forgets.
+    fn reconcile(&self, level: &Level, current: bool, admin: &AdminPool) {
         let mine = |run: &&Run| run.shares.iter().any(|share| share.host == self.settings.host);
         for run in level.runs.iter().filter(mine) {
             match run.stage {
                 RunStage::Running => {
-                    if self.get(run.id).is_none()
+                    if current
+                        && self.get(run.id).is_none()
                         && let Some(plan) = &level.plan
                     {
                         let share = self.start(run, plan, admin);
@@ -250,12 +287,13 @@ impl Shares {
                         self.lock().insert(run.id, Arc::new(share));
                     }
                 },
-                RunStage::Done => {
-                    self.lock().remove(&run.id);
-                }
+                RunStage::Done => {}
             }
         }
-        self.lock().retain(|id, _| level.runs.iter().any(|run| run.id == *id));
+        let open = |id: &RunId| level.runs.iter().any(|run| run.id == *id && run.stage != RunStage::Done);
+        let over: Vec<_> = self.lock().extract_if(.., |id, _| !open(id)).collect();
+        // Outside of the lock: a share that is dropped joins its threads.
+        drop(over);
     }
 
     fn start(&self, run: &Run, plan: &ClusterPlan, admin: &AdminPool) -> LocalShare {
@@ -307,8 +345,8 @@ impl Shares {
         let handle =
             Engine::start(spec, slots.subscribe(), refresh, path).map_err(|e| crate::error_chain(&e))?;
         info!(run = %run.id, epoch, workers = share.workers, ?until, "share started");
-        let sources = refresh_sources(plan, self.settings.host);
-        tokio::spawn(refresh_slots(sources, admin.clone(), asked, slots, cancel.clone()));
+        let refresher = refresh_slots(refresh_sources(plan, self.settings.host), admin.clone(), asked, slots);
+        self.refreshers.spawn(cancel.clone().run_until_cancelled_owned(refresher));
         Ok(handle)
     }
 
@@ -368,11 +406,6 @@ fn remaining(run: &Run, share: &Share, earlier: &[(u32, Counts)], now_unix_ms: u
     }
 }
 
-fn now_unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
 /// Slots as the plan laid them: right until the first failover or migration, after
 /// which MOVED tells better.
 fn planned_slots(plan: &ClusterPlan) -> Result<SlotMap, crate::load::routing::SlotMapError> {
@@ -396,14 +429,9 @@ async fn refresh_slots(
     admin: AdminPool,
     mut asked: mpsc::Receiver<()>,
     slots: watch::Sender<Arc<SlotMap>>,
-    cancel: CancellationToken,
 ) {
     let mut first = 0;
-    loop {
-        tokio::select! {
-            asked = asked.recv() => if asked.is_none() { return },
-            () = cancel.cancelled() => return,
-        }
+    while asked.recv().await.is_some() {
         for try_number in 0..REFRESH_TRIES_MAX.min(sources.len()) {
             let source = (first + try_number) % sources.len();
             match admin.slot_map(sources[source]).await.map(SlotMap::new) {
@@ -425,35 +453,52 @@ async fn refresh_slots(
 }
 
 /// Reconciles shares to the level and publishes their counts until cancelled.
-pub async fn drive(
-    shares: Shares,
-    mut levels: watch::Receiver<Arc<Level>>,
-    admin: AdminPool,
-    mesh: Mesh,
-    cancel: CancellationToken,
-) {
+pub async fn drive(shares: Shares, census: Census, admin: AdminPool, mesh: Mesh, cancel: CancellationToken) {
+    tokio::select! {
+        () = follow(shares, census, admin, mesh) => {}
+        () = cancel.cancelled() => {}
+    }
+}
+
+async fn follow(shares: Shares, census: Census, admin: AdminPool, mesh: Mesh) {
+    let mut levels = census.levels.subscribe();
     // The level that is here already counts as news.
     levels.mark_changed();
+    let mut current = false;
     let mut ticks = tokio::time::interval(PUBLISH_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             _ = ticks.tick() => {
-                shares.record();
+                shares.blocking(Shares::record).await;
                 shares.publish(&mesh);
+                if !current && is_current(&census) {
+                    current = true;
+                    levels.mark_changed();
+                }
             }
             changed = levels.changed() => {
                 if changed.is_err() {
                     return;
                 }
+                current |= is_current(&census);
                 let level = levels.borrow_and_update().clone();
-                shares.reconcile(&level, &admin);
-                shares.tidy(&level, &mesh);
+                let (admin, its_mesh) = (admin.clone(), mesh.clone());
+                let reconciled = shares.blocking(move |shares| {
+                    shares.reconcile(&level, current, &admin);
+                    shares.tidy(&level, &its_mesh);
+                });
+                reconciled.await;
                 shares.publish(&mesh);
             }
-            () = cancel.cancelled() => return,
         }
     }
+}
+
+/// Whether the coordinator knows no newer level than this host.
+fn is_current(census: &Census) -> bool {
+    let own = census.level().stamp;
+    census.coordinator().is_some_and(|host| host.id == census.host || host.lead.stamp <= own)
 }
 
 #[cfg(test)]
@@ -495,7 +540,8 @@ mod tests {
 
     #[test]
     fn time_goes_on_while_an_agent_is_away() {
-        let left = |gone_ms| remaining(&run(RunUntil::Seconds(60)), &share(None), &[], 1_000_000 + gone_ms);
+        let left =
+            |gone_ms: u64| remaining(&run(RunUntil::Seconds(60)), &share(None), &[], 1_000_000 + gone_ms);
         assert_eq!(left(0), Some(ShareUntil::Seconds(60)));
         assert_eq!(left(4_000), Some(ShareUntil::Seconds(60)));
         assert_eq!(left(35_000), Some(ShareUntil::Seconds(30)));
