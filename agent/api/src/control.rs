@@ -89,7 +89,7 @@ pub struct Refusal {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RefusalKind {
-    /// No coordinator with a fresh quorum at the moment: try again.
+    /// No coordinator with a fresh quorum at the moment. Nothing was done: try again.
     NoCoordinator,
     /// The request itself can't be carried out as it stands.
     Invalid,
@@ -99,7 +99,8 @@ pub enum RefusalKind {
     NotFound,
     /// The certificate's role doesn't allow it.
     Forbidden,
-    /// It did not finish in time; what it was waiting for is in the message.
+    /// It did not finish in time, and may have been carried out or not; what it was
+    /// waiting for is in the message.
     Deadline,
     /// The agent failed; its log has more.
     Internal,

@@ -21,28 +21,38 @@ pub struct Sampled {
     pub missing: Vec<String>,
 }
 
+impl Sampled {
+    fn none(reason: String) -> Self {
+        Self { samples: Vec::new(), missing: vec![reason] }
+    }
+
+    /// Notes instances that `host` says nothing of: it may not have heard of the plan yet,
+    /// and a ledger must not be held against a part of the servers unawares.
+    fn of_all(mut self, host: &str, planned: usize) -> Self {
+        let said = self.samples.len() + self.missing.len();
+        if said < planned {
+            self.missing.push(format!("{host}: answered for {said} of {planned} instances"));
+        }
+        self
+    }
+}
+
 /// Asks all hosts of the plan for their instances' figures.
 pub async fn sample_servers(census: &Census, transport: &dyn Transport) -> Sampled {
     let level = census.level();
     let Some(plan) = &level.plan else { return Sampled::default() };
     let hosts = census.hosts();
     let asked = plan.hosts.iter().map(|planned| async {
+        let name = &planned.name;
         let Some(host) = hosts.get(&planned.id) else {
-            return Sampled {
-                samples: Vec::new(),
-                missing: vec![format!("{}: gone from the mesh", planned.name)],
-            };
+            return Sampled::none(format!("{name}: gone from the mesh"));
         };
         match peer::ask(transport, host.addr, &PeerRequest::SampleServers, peer::INSTANCES_DEADLINE).await {
-            Ok(PeerReply::Samples { samples, missing }) => Sampled { samples, missing },
-            Ok(other) => Sampled {
-                samples: Vec::new(),
-                missing: vec![format!("{}: answered {other:?}", planned.name)],
-            },
-            Err(error) => Sampled {
-                samples: Vec::new(),
-                missing: vec![format!("{}: {}", planned.name, crate::error_chain(&error))],
-            },
+            Ok(PeerReply::Samples { samples, missing }) => {
+                Sampled { samples, missing }.of_all(name, plan.instances_of(planned.id).count())
+            }
+            Ok(other) => Sampled::none(format!("{name}: answered {other:?}")),
+            Err(error) => Sampled::none(format!("{name}: {}", crate::error_chain(&error))),
         }
     });
     let mut all = Sampled::default();
@@ -163,4 +173,17 @@ pub async fn settle(
         ended_unix_ms: now_unix_ms(),
     };
     Some(account::close(run, closing))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instances_that_a_host_does_not_mention_are_missing() {
+        let all = Sampled::none("127.0.0.1:6379: refused".to_owned()).of_all("host-1", 1);
+        assert_eq!(all.missing.len(), 1);
+        let lagging = Sampled::default().of_all("host-1", 3);
+        assert_eq!(lagging.missing, ["host-1: answered for 0 of 3 instances"]);
+    }
 }
