@@ -495,7 +495,8 @@ mod tests {
 
     #[test]
     fn time_goes_on_while_an_agent_is_away() {
-        let left = |gone_ms| remaining(&run(RunUntil::Seconds(60)), &share(None), &[], 1_000_000 + gone_ms);
+        let left =
+            |gone_ms: u64| remaining(&run(RunUntil::Seconds(60)), &share(None), &[], 1_000_000 + gone_ms);
         assert_eq!(left(0), Some(ShareUntil::Seconds(60)));
         assert_eq!(left(4_000), Some(ShareUntil::Seconds(60)));
         assert_eq!(left(35_000), Some(ShareUntil::Seconds(30)));
