@@ -236,7 +236,8 @@ fn repeatable(request: &ControlRequest) -> bool {
         | ControlRequest::ClusterCheck
         | ControlRequest::RunStop(_)
         | ControlRequest::RunList
-        | ControlRequest::RunShow { .. } => true,
+        | ControlRequest::RunShow { .. }
+        | ControlRequest::RunDetail(_) => true,
     }
 }
 
