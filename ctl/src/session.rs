@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use redmesh_api::control::{
-    ClusterCheck, ClusterStatus, ControlReply, ControlRequest, Members, Refusal, RefusalKind, RunRef, RunView,
+    ClusterCheck, ClusterStatus, ControlReply, ControlRequest, Members, Refusal, RefusalKind, RunDetail,
+    RunRef, RunView,
 };
 use redmesh_api::level::{ClusterPlan, ClusterSpec};
 use redmesh_api::run::{Run, RunSpec};
@@ -202,6 +203,14 @@ impl Session {
         match self.request(&ControlRequest::RunList).await? {
             ControlReply::Runs(runs) => Ok(runs),
             _ => Err(self.unexpected("RunList")),
+        }
+    }
+
+    /// One run with all that its hosts kept of it.
+    pub async fn run_detail(&mut self, run: RunRef) -> Result<RunDetail, SessionError> {
+        match self.request(&ControlRequest::RunDetail(run)).await? {
+            ControlReply::RunDetail(detail) => Ok(detail),
+            _ => Err(self.unexpected("RunDetail")),
         }
     }
 
