@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redmesh_api::ids::HostId;
-use redmesh_api::level::{ClusterPlan, Level, PlanStage};
+use redmesh_api::level::{ClusterPlan, Level, PlanStage, PlannedInstance};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -21,6 +21,9 @@ use crate::mesh::Mesh;
 use crate::supervisor::{
     InstanceStatus, Phase, ProcessError, Run, Supervisor, SupervisorError, WantedInstance, WantedLevel,
 };
+
+/// Time for the replicas of a failed primary to elect one of them.
+const ELECTION_MAX: Duration = Duration::from_secs(2);
 
 /// What this host adds to a plan before its instances can be written.
 #[derive(Debug, Clone)]
@@ -85,9 +88,28 @@ pub fn wanted(
             nodes_conf: render_nodes_conf(plan, instance.node_id, version).map_err(WantedError::Nodes)?,
             run,
             clients_needed,
+            restart_pause: restart_pause(plan, instance),
         });
     }
     Ok(WantedLevel { plan: plan.id, instances })
+}
+
+/// How long an instance stays away after it has ended, at least.
+///
+/// A primary without persistence comes back empty. Within the node timeout nobody has
+/// missed it, and its replica would copy the emptiness; after a failover it comes back as
+/// the new primary's replica. Which of a shard's instances is primary now is not in the
+/// plan, so all wait. Redis promotes a replica after the node timeout, up to half of it
+/// more until the ping that goes unanswered, and a second or two of election.
+fn restart_pause(plan: &ClusterPlan, instance: &PlannedInstance) -> Duration {
+    let shard = plan.instances.iter().filter(|other| other.shard_id == instance.shard_id);
+    let replicated = shard.count() > 1;
+    match plan.stage {
+        PlanStage::Formed if replicated => {
+            Duration::from_millis(u64::from(plan.node_timeout_ms) * 2) + ELECTION_MAX
+        }
+        _ => Duration::ZERO,
+    }
 }
 
 /// Figures for the mesh out of the supervisor's statuses and the instances' views.
@@ -207,3 +229,44 @@ pub async fn publish(host: HostId, mut sources: Sources, mesh: Mesh, cancel: Can
 
 /// Longest time between two looks at what changes without telling.
 const PUBLISH_INTERVAL: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use rand::SeedableRng;
+    use rand::rngs::StdRng;
+    use redmesh_api::ids::PlanId;
+    use redmesh_api::level::{ClusterSpec, PlannedHost};
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::cluster::plan::{PlanInput, plan};
+
+    #[test]
+    fn only_what_replicas_could_save_waits_before_it_is_started_again() {
+        let planned = |replicas, stage| {
+            let host = |n: u8| PlannedHost {
+                id: HostId(n.into()),
+                name: format!("host-{n}"),
+                ip: IpAddr::from([10, 0, 0, n]),
+                base_port: 6379,
+            };
+            let input = PlanInput {
+                id: PlanId(Uuid::from_u128(7)),
+                spec: ClusterSpec { instances_per_host: 2, replicas, node_timeout_ms: None },
+                hosts: (1..=3).map(host).collect(),
+                created_unix_ms: 1,
+                node_timeout_ms: 5000,
+            };
+            let plan = plan(input, &mut StdRng::seed_from_u64(1)).expect("a plan");
+            ClusterPlan { stage, ..plan }
+        };
+        let pauses = |plan: &ClusterPlan| -> Vec<u64> {
+            plan.instances.iter().map(|instance| restart_pause(plan, instance).as_secs()).collect()
+        };
+        assert_eq!(pauses(&planned(1, PlanStage::Formed)), [12; 6]);
+        assert_eq!(pauses(&planned(1, PlanStage::Release)), [0; 6], "there are no keys yet");
+        assert_eq!(pauses(&planned(0, PlanStage::Formed)), [0; 6], "there is nobody to wait for");
+    }
+}
