@@ -17,6 +17,7 @@ use crate::cluster::{
     DirectiveError, NodesConfError, RedisConf, ServerVersion, VersionError, clients_needed, render_nodes_conf,
 };
 use crate::facts::{self, Observed};
+use crate::level::LevelCell;
 use crate::mesh::Mesh;
 use crate::supervisor::{
     InstanceStatus, Phase, ProcessError, Run, Supervisor, SupervisorError, WantedInstance, WantedLevel,
@@ -187,7 +188,7 @@ async fn put(plan: &ClusterPlan, supervisor: &Supervisor, local: &LocalSettings)
 #[derive(Debug, Clone)]
 pub struct Sources {
     /// The newest level.
-    pub levels: watch::Receiver<Arc<Level>>,
+    pub levels: LevelCell,
     /// The supervisor's statuses.
     pub statuses: watch::Receiver<Arc<Vec<InstanceStatus>>>,
     /// The instances' views.
@@ -200,13 +201,15 @@ pub struct Sources {
 
 /// Publishes what this host observes, whenever it changes, until cancelled.
 pub async fn publish(host: HostId, mut sources: Sources, mesh: Mesh, cancel: CancellationToken) {
+    let mut levels = sources.levels.subscribe();
     loop {
-        let level = sources.levels.borrow_and_update().clone();
+        let level = levels.borrow_and_update().clone();
         let statuses = sources.statuses.borrow_and_update().clone();
         let views = sources.views.borrow_and_update().clone();
         let mut observed = observe(&level, host, &statuses, &views);
         let refused = sources.refused.borrow_and_update().clone();
-        for problem in refused.into_iter().chain(sources.shares.problem()) {
+        let level_lost = sources.levels.problem();
+        for problem in level_lost.into_iter().chain(refused).chain(sources.shares.problem()) {
             observed.add_problem(problem);
         }
         observed.share_lost = sources.shares.lost();
@@ -217,7 +220,7 @@ pub async fn publish(host: HostId, mut sources: Sources, mesh: Mesh, cancel: Can
             warn!(error = %crate::error_chain(&error), "can't publish what this host observes");
         }
         tokio::select! {
-            _ = sources.levels.changed() => {}
+            _ = levels.changed() => {}
             _ = sources.statuses.changed() => {}
             _ = sources.views.changed() => {}
             _ = sources.refused.changed() => {}
