@@ -78,7 +78,13 @@ impl LocalShare {
             let closed = handle.closed();
             (*epoch, closed, handle.counts())
         });
-        ShareCounts { epochs: earlier.chain(live).collect() }
+        let mut epochs: Vec<_> = earlier.chain(live).collect();
+        // A share of nothing, or one that was stopped before it began, has an account too:
+        // closed, or the mesh would wait for it for ever.
+        if epochs.is_empty() && self.problem.is_none() {
+            epochs.push((0, true, Counts::default()));
+        }
+        ShareCounts { epochs }
     }
 }
 
@@ -399,5 +405,23 @@ pub async fn drive(
             }
             () = cancel.cancelled() => return,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn share(earlier: Vec<(u32, Counts)>, problem: Option<&str>) -> LocalShare {
+        let problem = problem.map(str::to_owned);
+        LocalShare { earlier, live: None, problem, cancel: CancellationToken::new() }
+    }
+
+    #[test]
+    fn a_share_that_never_began_has_a_closed_account_and_one_that_can_not_be_read_has_none() {
+        assert_eq!(share(vec![], None).counts().epochs, [(0, true, Counts::default())]);
+        let wrote = Counts { issued: 5, acked: 5, ..Counts::default() };
+        assert_eq!(share(vec![(2, wrote)], None).counts().epochs, [(2, true, wrote)]);
+        assert_eq!(share(vec![], Some("unreadable")).counts().epochs, []);
     }
 }
