@@ -1,7 +1,7 @@
 //! The one place where everything is wired together: build, run, drain.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -201,7 +201,7 @@ async fn build(config: Config) -> Result<Running> {
         views::watch_views(host.id(), levels_cell.subscribe(), admin.clone(), viewed, cancel.clone());
     tasks.spawn(named("views", watching));
     let sources = Sources {
-        levels: levels_cell.subscribe(),
+        levels: levels_cell.clone(),
         statuses: supervisor.statuses(),
         views: seen,
         refused: refusals,
@@ -221,6 +221,9 @@ async fn build(config: Config) -> Result<Running> {
     tasks.spawn(named("bootstrap", bootstrap.run(waiting, cancel.clone())));
     let coordinator = Coordinator::new(census.clone(), consensus.clone(), transport.clone(), orders);
     tasks.spawn(named("coordinator", coordinator.run(cancel.clone())));
+
+    let stopped = watch_consensus(consensus.clone(), config.state_dir.clone(), cancel.clone());
+    tasks.spawn(named("consensus", stopped));
 
     // Watching.
     tasks.spawn(named("rates", rates.run(census.clone(), cancel.clone())));
@@ -261,6 +264,19 @@ async fn announce_mesh_id(
             changed = levels.changed() => if changed.is_err() { return },
             () = cancel.cancelled() => return,
         }
+    }
+}
+
+/// Ends when the Raft node has stopped for good: only a new start can open its store
+/// again, and the service manager tries that until it succeeds. The servers stay.
+async fn watch_consensus(consensus: Consensus, state_dir: PathBuf, cancel: CancellationToken) {
+    tokio::select! {
+        reason = consensus.stopped() => error!(
+            reason,
+            "the Raft store failed, the agent must be started again: check free space under {}",
+            state_dir.display()
+        ),
+        () = cancel.cancelled() => {}
     }
 }
 

@@ -7,7 +7,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use redmesh_api::codec::{self, CodecError};
 use redmesh_api::ids::MeshId;
@@ -78,6 +78,8 @@ struct Inner {
     /// Serialises accept: compare, write, publish.
     writing: Mutex<()>,
     newest: watch::Sender<Arc<Level>>,
+    /// Why the newest level could not be kept.
+    problem: Mutex<Option<String>>,
 }
 
 impl LevelCell {
@@ -95,7 +97,9 @@ impl LevelCell {
             Err(source) => return Err(LevelError::Io { path, source }),
         };
         let newest = watch::Sender::new(Arc::new(level));
-        Ok(Self { inner: Arc::new(Inner { path, writing: Mutex::new(()), newest }) })
+        Ok(Self {
+            inner: Arc::new(Inner { path, writing: Mutex::new(()), newest, problem: Mutex::new(None) }),
+        })
     }
 
     /// Follows the newest level.
@@ -106,6 +110,15 @@ impl LevelCell {
     /// The newest level.
     pub fn get(&self) -> Arc<Level> {
         self.inner.newest.borrow().clone()
+    }
+
+    /// Why a newer level could not be taken, until one is.
+    pub fn problem(&self) -> Option<String> {
+        self.inner.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn note(&self, problem: Option<String>) {
+        *self.inner.problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
     }
 
     /// Takes `level` if it is newer; `false` if it is the one that is here. Everybody
@@ -121,7 +134,7 @@ impl LevelCell {
 
     /// The same, waiting for the disk.
     fn accept_blocking(&self, level: Arc<Level>) -> Result<bool, LevelError> {
-        let _writing = self.inner.writing.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let _writing = self.inner.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let newest = self.get();
         if let (Some(ours), Some(theirs)) = (newest.mesh, level.mesh)
             && ours != theirs
@@ -137,7 +150,12 @@ impl LevelCell {
         let io_error = |source| LevelError::Io { path: self.inner.path.clone(), source };
         let bytes = codec::encode(&*level)
             .map_err(|source| LevelError::Corrupt { path: self.inner.path.clone(), source })?;
-        files::replace(&self.inner.path, &bytes, files::PRIVATE).map_err(io_error)?;
+        let written = files::replace(&self.inner.path, &bytes, files::PRIVATE).map_err(io_error);
+        if let Err(error) = written {
+            self.note(Some(crate::error_chain(&error)));
+            return Err(error);
+        }
+        self.note(None);
         self.inner.newest.send_replace(level);
         Ok(true)
     }
@@ -166,6 +184,21 @@ mod tests {
         assert_eq!(again.get().stamp, level(2, 9).stamp);
         assert!(matches!(again.accept_blocking(level(2, 8)), Err(LevelError::Stale { .. })));
         assert!(again.accept_blocking(level(3, 1)).expect("newer"));
+    }
+
+    #[test]
+    fn a_level_that_can_not_be_kept_is_told_and_taken_later() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let state = dir.path().join("state");
+        std::fs::create_dir(&state).expect("a directory");
+        let cell = LevelCell::open(&state).expect("open");
+        std::fs::remove_dir(&state).expect("remove it");
+        assert!(matches!(cell.accept_blocking(level(1, 1)), Err(LevelError::Io { .. })));
+        assert!(cell.problem().is_some_and(|words| words.contains("check free space")));
+        assert_eq!(cell.get().stamp, Stamp::default(), "nobody acts on it");
+        std::fs::create_dir(&state).expect("a directory");
+        assert!(cell.accept_blocking(level(1, 1)).expect("the same level again"));
+        assert_eq!(cell.problem(), None);
     }
 
     #[test]

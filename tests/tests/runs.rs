@@ -107,6 +107,14 @@ fn a_run_is_counted_live_by_a_host_that_does_not_coordinate_and_stopped_on_reque
     assert_eq!(closed["ledger"]["ok"], true, "{closed}");
     assert_eq!(count(&closed["ledger"]["dbsize"]), count(&closed["run"]["acked"]), "{closed}");
     assert!(count(&closed["run"]["acked"]) >= count(&early["run"]["acked"]), "counters only grow");
+
+    // Most hosts have nothing to write, which is an account to close too.
+    let single = mesh.json_at(other, &["run", "start", "--workers", "9", "--writes", "1"]);
+    assert_eq!(
+        (count(&single["run"]["acked"]), &single["ledger"]["ok"]),
+        (1, &Value::Bool(true)),
+        "{single}"
+    );
 }
 
 #[test]

@@ -213,6 +213,8 @@ impl RedisConf {
             ("appendonly", "no".to_owned()),
             ("save", String::new()),
             ("protected-mode", "no".into()),
+            // A replica that has not synced yet can't take over: don't wait for company.
+            ("repl-diskless-sync-delay", "0".into()),
             ("tcp-backlog", backlog.to_string()),
             ("maxclients", self.clients_needed.to_string()),
         ] {

@@ -101,6 +101,11 @@ impl Layout {
         self.dir.join(MARKER).is_file()
     }
 
+    /// Whether it holds a `nodes.conf`, so that a server may have served from it.
+    pub(super) fn has_been_seeded(&self) -> bool {
+        self.dir.join("nodes.conf").exists()
+    }
+
     /// The address that its configuration binds.
     pub(super) fn bound_ip(&self) -> Option<IpAddr> {
         let config = fs::read_to_string(self.dir.join(CONFIG)).ok()?;
