@@ -30,6 +30,8 @@ pub(super) enum Expect {
     Set(u32),
     /// An ASKING; the SET's own reply follows.
     Asking,
+    /// The AUTH that begins a connection; what follows gets replies of its own.
+    Auth,
 }
 
 /// A worker's write that waits for the connection to open.

@@ -24,7 +24,7 @@ use super::resp::{LINE_BYTES_MAX, Parsed, parse};
 use super::routing::SlotMap;
 use super::shared::{Command, Shared};
 use super::workload::{KeyPrefix, SLOTS, worker_uuid};
-use super::{Limits, ShareSpec, ShareUntil};
+use super::{Limits, Password, ShareSpec, ShareUntil};
 use crate::stats::recorder::Recorder;
 
 /// The waker's token; connections use their indexes.
@@ -120,6 +120,8 @@ pub(super) struct LoadThread {
     /// Connections with bytes to flush.
     pub dirty: Vec<u16>,
     pub poll: Poll,
+    /// What each connection begins with, if anything.
+    pub auth: Option<Box<[u8]>>,
     /// When the last answer came, microseconds.
     pub last_answer_us: u64,
     first_issue_us: Option<u64>,
@@ -181,6 +183,7 @@ impl LoadThread {
             },
             dirty: Vec::new(),
             poll,
+            auth: spec.password.as_ref().map(Password::command),
             last_answer_us: 0,
             first_issue_us: None,
             phase: Phase::Waiting,
