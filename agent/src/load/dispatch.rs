@@ -59,7 +59,9 @@ impl LoadThread {
             Fate::Acked => {
                 worker.acked += 1;
                 self.counts.acked += 1;
-                self.recorder.record(self.now_us - worker.since_us);
+                let service_us = self.now_us - worker.since_us;
+                self.recorder.record(service_us);
+                self.pace.acked(service_us);
             }
             Fate::Failed => self.counts.failed += 1,
             Fate::Unknown => self.counts.unknown += 1,

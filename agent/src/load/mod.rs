@@ -19,6 +19,7 @@ mod conn;
 mod dispatch;
 mod engine;
 pub mod ledger;
+mod pace;
 pub mod quota;
 pub mod resp;
 pub mod routing;
