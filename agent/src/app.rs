@@ -31,6 +31,7 @@ use crate::host::views::Views;
 use crate::host::{instances, levels, shares, views};
 use crate::identity::HostIdentity;
 use crate::level::LevelCell;
+use crate::load::Password;
 use crate::mesh::{Mesh, MeshOptions};
 use crate::metrics;
 use crate::supervisor::{OnExit, Supervisor, SupervisorOptions};
@@ -149,7 +150,7 @@ async fn build(config: Config) -> Result<Running> {
         cancel: cancel.child_token(),
     })
     .context("can't start the supervisor")?;
-    let admin = AdminPool::new(AdminOptions { password, ..AdminOptions::default() });
+    let admin = AdminPool::new(AdminOptions { password: password.clone(), ..AdminOptions::default() });
 
     let census = Census {
         host: host.id(),
@@ -163,6 +164,7 @@ async fn build(config: Config) -> Result<Running> {
         host: host.id(),
         state_dir: config.state_dir.clone(),
         threads: config.load_threads,
+        password: password.map(Password::from),
     });
     let orders = Orders::new(census.clone(), consensus.clone(), transport.clone());
     let rates = RateSampler::default();

@@ -17,6 +17,9 @@ pub struct RunSpec {
     pub workload: String,
     /// Closed-loop workers over the whole mesh, each with one outstanding write.
     pub workers: u32,
+    /// Hosts that bear the load: the first so many that are alive, in the plan's order;
+    /// all of them if not said. Fewer hosts have fewer connections, so larger batches.
+    pub load_hosts: Option<u16>,
     /// When it is over.
     pub until: RunUntil,
 }

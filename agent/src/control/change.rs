@@ -127,9 +127,10 @@ impl Control {
             .map(|host| host.id)
             .filter(|id| known.get(id).is_some_and(|host| host.alive))
             .collect();
-        if alive.is_empty() {
-            return refused(RefusalKind::Conflict, "no host of the plan is alive to bear load");
-        }
+        let bearers = match load_hosts(&alive, spec.load_hosts) {
+            Ok(bearers) => bearers,
+            Err((kind, reason)) => return refused(kind, reason),
+        };
         let writes = match spec.until {
             RunUntil::Writes(writes) => Some(writes),
             RunUntil::Seconds(_) => None,
@@ -147,7 +148,7 @@ impl Control {
         }
         let run = Run {
             id: RunId(Uuid::new_v4()),
-            shares: account::shares(&alive, spec.workers, writes),
+            shares: account::shares(bearers, spec.workers, writes),
             spec,
             stage: RunStage::Running,
             created_unix_ms: now_unix_ms(),
@@ -194,6 +195,24 @@ fn spec_problem(spec: &RunSpec) -> Option<String> {
     }
 }
 
+/// Whom of the hosts that are alive the load is placed on.
+fn load_hosts(alive: &[HostId], wanted: Option<u16>) -> Result<&[HostId], (RefusalKind, String)> {
+    let count = wanted.map_or(alive.len(), usize::from);
+    match alive.get(..count) {
+        _ if alive.is_empty() => {
+            Err((RefusalKind::Conflict, "no host of the plan is alive to bear load".to_owned()))
+        }
+        Some(bearers) if count > 0 => Ok(bearers),
+        _ => Err((
+            RefusalKind::Invalid,
+            format!(
+                "load_hosts = {count}: must be 1 to {}, the hosts of the plan that are alive",
+                alive.len()
+            ),
+        )),
+    }
+}
+
 /// It never came to a proposal, so nothing was done.
 fn not_begun(error: &ProposeError) -> ControlReply {
     let message = format!("nothing was changed: {}; try again", crate::error_chain(error));
@@ -205,4 +224,22 @@ fn uncertain(error: &ProposeError) -> ControlReply {
     let message =
         format!("it may have been done or not: {}; look before trying again", crate::error_chain(error));
     refused(RefusalKind::Deadline, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn load_is_placed_on_as_many_hosts_as_asked() {
+        let alive = [HostId(1), HostId(2), HostId(3)];
+        assert_eq!(load_hosts(&alive, None), Ok(&alive[..]));
+        assert_eq!(load_hosts(&alive, Some(2)), Ok(&alive[..2]));
+        for wanted in [0, 4] {
+            let (kind, reason) = load_hosts(&alive, Some(wanted)).expect_err("is refused");
+            assert_eq!(kind, RefusalKind::Invalid);
+            assert!(reason.contains(&format!("load_hosts = {wanted}: must be 1 to 3")), "{reason}");
+        }
+        assert_eq!(load_hosts(&[], Some(1)).map_err(|(kind, _)| kind), Err(RefusalKind::Conflict));
+    }
 }

@@ -28,7 +28,7 @@ use crate::cluster::AdminPool;
 use crate::facts::{self, ShareCounts};
 use crate::load::ledger;
 use crate::load::routing::SlotMap;
-use crate::load::{Engine, ShareHandle, ShareSpec, ShareUntil};
+use crate::load::{Engine, Password, ShareHandle, ShareSpec, ShareUntil};
 use crate::mesh::Mesh;
 use crate::peer::ShareReport;
 
@@ -57,6 +57,8 @@ pub struct ShareSettings {
     pub state_dir: PathBuf,
     /// Load threads.
     pub threads: usize,
+    /// The servers' password, if they want one.
+    pub password: Option<Password>,
 }
 
 /// Cloneable handle to this host's shares.
@@ -340,6 +342,7 @@ impl Shares {
             workers: share.workers,
             until,
             threads: self.settings.threads,
+            password: self.settings.password.clone(),
         };
         let path = dir.join(format!("{epoch}.ledger"));
         let handle =

@@ -108,6 +108,9 @@ pub struct DemoOptions {
     #[arg(long, value_name = "N", default_value_t = 2000,
           value_parser = clap::value_parser!(u32).range(1..=i64::from(WORKERS_MAX)))]
     workers: u32,
+    /// Place the load on so many of the hosts; fewer make larger batches [default: all]
+    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u16).range(1..))]
+    load_hosts: Option<u16>,
     /// Write for so long [default: 10]
     #[arg(long, value_name = "S", value_parser = clap::value_parser!(u32).range(1..))]
     seconds: Option<u32>,
@@ -241,7 +244,12 @@ async fn steps(
         Some(writes) => RunUntil::Writes(writes),
         None => RunUntil::Seconds(options.seconds.unwrap_or(SECONDS_DEFAULT)),
     };
-    let spec = RunSpec { workload: UUID_COUNTER.to_owned(), workers: options.workers, until };
+    let spec = RunSpec {
+        workload: UUID_COUNTER.to_owned(),
+        workers: options.workers,
+        load_hosts: options.load_hosts,
+        until,
+    };
     let run = session.run_start(spec).await?;
     let this = RunRef::Prefix(run.id.0.to_string());
     crate::run::watch(&mut session, this.clone(), Some(RUN_STALL_MAX)).await?;

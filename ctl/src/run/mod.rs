@@ -84,6 +84,9 @@ pub struct StartArgs {
     #[arg(long, value_name = "N", default_value_t = 2000,
           value_parser = clap::value_parser!(u32).range(1..=i64::from(WORKERS_MAX)))]
     workers: u32,
+    /// Place the load on so many of the hosts; fewer make larger batches [default: all]
+    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u16).range(1..))]
+    load_hosts: Option<u16>,
     /// Issue exactly so many writes (1000000, 1_000_000, 1M)
     #[arg(long, value_name = "N", value_parser = units::parse_count)]
     writes: Option<u64>,
@@ -147,7 +150,7 @@ pub async fn run(command: RunCommand, session: &mut Session, output: &Output) ->
 
 async fn start(args: StartArgs, session: &mut Session, output: &Output) -> anyhow::Result<Exit> {
     let until = until(args.writes, args.seconds)?;
-    let spec = RunSpec { workload: args.workload, workers: args.workers, until };
+    let spec = RunSpec { workload: args.workload, workers: args.workers, load_hosts: args.load_hosts, until };
     let run = session.run_start(spec).await?;
     let this = RunRef::Prefix(run.id.0.to_string());
     if args.no_wait {
@@ -266,6 +269,7 @@ mod tests {
         assert!(parse("redmeshctl run start --writes 1 --seconds 1").is_err());
         assert!(parse("redmeshctl run start --writes 1 --workers 0").is_err());
         assert!(parse("redmeshctl run start --writes 1 --watch --no-wait").is_err());
+        assert!(parse("redmeshctl run start --writes 1 --load-hosts 0").is_err());
     }
 
     #[test]

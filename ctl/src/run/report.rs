@@ -70,6 +70,8 @@ pub struct RunFigures {
     pub reason: Option<String>,
     /// Closed loops over the whole mesh.
     pub workers: u32,
+    /// Hosts that bear them.
+    pub load_hosts: usize,
     /// Writes given to a worker.
     pub issued: u64,
     /// Answered `+OK`.
@@ -179,6 +181,7 @@ impl RunReport {
                 state,
                 reason,
                 workers: run.spec.workers,
+                load_hosts: run.shares.len(),
                 issued: total.issued,
                 acked: total.acked,
                 failed: total.failed,

@@ -58,6 +58,7 @@ pub fn running() -> RunView {
             spec: RunSpec {
                 workload: "uuid-counter".to_owned(),
                 workers: 2000,
+                load_hosts: None,
                 until: RunUntil::Writes(1_000_000),
             },
             shares: vec![share(1, 0), share(2, 1000)],
