@@ -303,7 +303,7 @@ mod tests {
     #[test]
     fn a_run_whose_fate_is_open_is_not_started_again() {
         let until = redmesh_api::run::RunUntil::Writes(1);
-        let spec = RunSpec { workload: String::new(), workers: 1, until };
+        let spec = RunSpec { workload: String::new(), workers: 1, load_hosts: None, until };
         let start = ControlRequest::RunStart(spec);
         assert!(may_repeat(RefusalKind::NoCoordinator, &start));
         assert!(!may_repeat(RefusalKind::Deadline, &start));
