@@ -11,7 +11,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 DENY_VERSION := 0.20.2
 MACHETE_VERSION := 0.9.2
 
-.PHONY: help demo test verify fix bench need-build need-server
+.PHONY: help demo test verify fix bench bench-load need-build need-server
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -41,6 +41,15 @@ fix: need-build ## Format, and apply what clippy can by itself
 
 bench: need-build need-server ## Run the benchmarks
 	cargo bench --locked --workspace
+
+# Options of bench-load: make bench-load INSTANCES=100 SECONDS=10.
+INSTANCES ?= 30
+SECONDS ?= 5
+ROUNDS ?= 3
+
+bench-load: need-build need-server ## Compare the load with redis-benchmark; INSTANCES=30|100 SECONDS=5 ROUNDS=3
+	cargo build --locked --release -p redmesh-agent -p redmeshctl -p redmesh-benches --bins
+	$(TARGET)/release/redmesh-bench-load --instances $(INSTANCES) --seconds $(SECONDS) --rounds $(ROUNDS) $(BENCH_ARGS)
 
 need-build:
 	@$(NEED) build

@@ -31,6 +31,7 @@ use crate::host::views::Views;
 use crate::host::{instances, levels, shares, views};
 use crate::identity::HostIdentity;
 use crate::level::LevelCell;
+use crate::load::Password;
 use crate::mesh::{Mesh, MeshOptions};
 use crate::metrics;
 use crate::supervisor::{OnExit, Supervisor, SupervisorOptions};
@@ -39,6 +40,10 @@ use crate::transport::quic::{LocalPeer, QuicOptions, QuicTransport};
 
 /// Time for load threads to drain and publish their last counts when the agent stops.
 const DRAIN_SHARES: Duration = Duration::from_secs(5);
+
+/// Gossip rounds in which a stopping agent's last counts reach somebody: each goes to
+/// several peers, so the first that is sent will mostly do.
+const FAREWELL_ROUNDS: u32 = 3;
 
 /// Between two looks at what the service manager should be told.
 const NOTIFY_INTERVAL: Duration = Duration::from_secs(1);
@@ -53,6 +58,10 @@ struct Running {
     control: Control,
     tasks: JoinSet<&'static str>,
     cancel: CancellationToken,
+    /// For the last counts to be gossiped.
+    farewell: Duration,
+    /// Holds the state directory's lock until nothing uses the directory any more.
+    host: HostIdentity,
 }
 
 /// Runs an agent until `stop` is cancelled.
@@ -142,7 +151,7 @@ async fn build(config: Config) -> Result<Running> {
         cancel: cancel.child_token(),
     })
     .context("can't start the supervisor")?;
-    let admin = AdminPool::new(AdminOptions { password, ..AdminOptions::default() });
+    let admin = AdminPool::new(AdminOptions { password: password.clone(), ..AdminOptions::default() });
 
     let census = Census {
         host: host.id(),
@@ -156,6 +165,7 @@ async fn build(config: Config) -> Result<Running> {
         host: host.id(),
         state_dir: config.state_dir.clone(),
         threads: config.load_threads,
+        password: password.map(Password::from),
     });
     let orders = Orders::new(census.clone(), consensus.clone(), transport.clone());
     let rates = RateSampler::default();
@@ -201,8 +211,7 @@ async fn build(config: Config) -> Result<Running> {
         shares: shares.clone(),
     };
     tasks.spawn(named("observed", instances::publish(host.id(), sources, mesh.clone(), cancel.clone())));
-    let driving =
-        shares::drive(shares.clone(), levels_cell.subscribe(), admin.clone(), mesh.clone(), cancel.clone());
+    let driving = shares::drive(shares.clone(), census.clone(), admin.clone(), mesh.clone(), cancel.clone());
     tasks.spawn(named("shares", driving));
 
     // The mesh: its beginning, and its coordinator wherever that is.
@@ -234,16 +243,8 @@ async fn build(config: Config) -> Result<Running> {
             }
         }));
     }
-    // The lock on the state directory lives as long as the agent.
-    tasks.spawn(named("state lock", {
-        let cancel = cancel.clone();
-        async move {
-            cancel.cancelled().await;
-            drop(host);
-        }
-    }));
-
-    Ok(Running { shares, mesh, supervisor, consensus, transport, control, tasks, cancel })
+    let farewell = config.mesh.gossip_interval * FAREWELL_ROUNDS;
+    Ok(Running { shares, mesh, supervisor, consensus, transport, control, tasks, cancel, farewell, host })
 }
 
 /// Names a task, so that one that ends can be told.
@@ -316,12 +317,16 @@ async fn watch_over(running: &mut Running, stop: &CancellationToken) -> Result<(
 }
 
 async fn drain(running: Running) {
-    let Running { shares, mesh, supervisor, consensus, transport, mut tasks, cancel, .. } = running;
-    shares.drain(&mesh, DRAIN_SHARES).await;
+    let Running { shares, mesh, supervisor, consensus, transport, mut tasks, cancel, farewell, host, .. } =
+        running;
+    if shares.drain(&mesh, DRAIN_SHARES).await {
+        tokio::time::sleep(farewell).await;
+    }
     cancel.cancel();
     while tasks.join_next().await.is_some() {}
     supervisor.shutdown().await;
     consensus.shutdown().await;
     mesh.shutdown().await;
     transport.close().await;
+    drop(host);
 }

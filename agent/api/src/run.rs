@@ -17,6 +17,9 @@ pub struct RunSpec {
     pub workload: String,
     /// Closed-loop workers over the whole mesh, each with one outstanding write.
     pub workers: u32,
+    /// Hosts that bear the load: the first so many that are alive, in the plan's order;
+    /// all of them if not said. Fewer hosts have fewer connections, so larger batches.
+    pub load_hosts: Option<u16>,
     /// When it is over.
     pub until: RunUntil,
 }
@@ -143,6 +146,41 @@ pub struct Tally {
     pub closed: bool,
     /// What was counted.
     pub counts: Counts,
+}
+
+/// What one (host, epoch) kept beside its counts: too large for gossip and for the
+/// replicated state, so it stays on its host and is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShareDetail {
+    /// Who.
+    pub host: HostId,
+    /// Which life of its agent.
+    pub epoch: u32,
+    /// When it began to issue, Unix milliseconds by its host's clock.
+    pub started_unix_ms: u64,
+    /// Seconds that one point of `acked` stands for.
+    pub resolution_s: u32,
+    /// Writes acked in each interval since the start.
+    pub acked: Vec<u64>,
+    /// Fewest acked writes of any one worker.
+    pub worker_acked_min: u64,
+    /// Most acked writes of any one worker.
+    pub worker_acked_max: u64,
+    /// What went wrong, by kind.
+    pub errors: Vec<ErrorCount>,
+    /// Service times in microseconds, see [`crate::histogram`]; empty if it was lost.
+    pub histogram: Vec<u8>,
+}
+
+/// One kind of error that load threads met with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorCount {
+    /// The server's error code, or what failed.
+    pub kind: String,
+    /// How often.
+    pub count: u64,
+    /// Its first message.
+    pub first: String,
 }
 
 /// One instance's own figures, read with `INFO` and `DBSIZE`.

@@ -60,7 +60,12 @@ fn sample() -> ServerSample {
 fn run(outcome: Outcome) -> Run {
     Run {
         id: RunId(Uuid::from_u128(2)),
-        spec: RunSpec { workload: UUID_COUNTER.to_owned(), workers: 5, until: RunUntil::Seconds(9) },
+        spec: RunSpec {
+            workload: UUID_COUNTER.to_owned(),
+            workers: 5,
+            load_hosts: Some(3),
+            until: RunUntil::Seconds(9),
+        },
         shares: vec![Share { host: HostId(7), workers: 5, first_worker: 0, writes: Some(8) }],
         stage: RunStage::Done,
         created_unix_ms: 1,

@@ -8,9 +8,9 @@ use redmesh_api::run::{Run, RunSpec, RunStage, RunUntil, UUID_COUNTER};
 use uuid::Uuid;
 
 use super::{Control, refused, runs};
+use crate::clock::now_unix_ms;
 use crate::cluster::{self, PlanInput};
 use crate::consensus::{Applied, Command, ProposeError};
-use crate::coordinator::orders::now_unix_ms;
 use crate::coordinator::{account, settle};
 
 /// Longest run that is bounded by time, seconds: a week.
@@ -21,7 +21,7 @@ impl Control {
         // Nothing below may rest on a level that a newer coordinator has changed.
         let level = match self.orders.confirm().await {
             Ok(level) => level,
-            Err(error) => return not_committed(&error),
+            Err(error) => return not_begun(&error),
         };
         match request {
             ControlRequest::ClusterCreate(spec) => self.create(&level, spec).await,
@@ -100,7 +100,7 @@ impl Control {
         match self.orders.commit(Command::CreatePlan(Box::new(planned.clone()))).await {
             Ok(Applied::Done | Applied::Unchanged) => ControlReply::Created { plan: planned, fresh: true },
             Ok(Applied::Rejected(reason)) => refused(RefusalKind::Conflict, reason),
-            Err(error) => not_committed(&error),
+            Err(error) => uncertain(&error),
         }
     }
 
@@ -127,9 +127,10 @@ impl Control {
             .map(|host| host.id)
             .filter(|id| known.get(id).is_some_and(|host| host.alive))
             .collect();
-        if alive.is_empty() {
-            return refused(RefusalKind::Conflict, "no host of the plan is alive to bear load");
-        }
+        let bearers = match load_hosts(&alive, spec.load_hosts) {
+            Ok(bearers) => bearers,
+            Err((kind, reason)) => return refused(kind, reason),
+        };
         let writes = match spec.until {
             RunUntil::Writes(writes) => Some(writes),
             RunUntil::Seconds(_) => None,
@@ -147,7 +148,7 @@ impl Control {
         }
         let run = Run {
             id: RunId(Uuid::new_v4()),
-            shares: account::shares(&alive, spec.workers, writes),
+            shares: account::shares(bearers, spec.workers, writes),
             spec,
             stage: RunStage::Running,
             created_unix_ms: now_unix_ms(),
@@ -157,7 +158,7 @@ impl Control {
         match self.orders.commit(Command::StartRun(Box::new(run.clone()))).await {
             Ok(Applied::Done | Applied::Unchanged) => ControlReply::RunStarted(run),
             Ok(Applied::Rejected(reason)) => refused(RefusalKind::Conflict, reason),
-            Err(error) => not_committed(&error),
+            Err(error) => uncertain(&error),
         }
     }
 
@@ -171,7 +172,7 @@ impl Control {
             match self.orders.commit(stop).await {
                 Ok(Applied::Done | Applied::Unchanged) => {}
                 Ok(Applied::Rejected(reason)) => return refused(RefusalKind::Conflict, reason),
-                Err(error) => return not_committed(&error),
+                Err(error) => return uncertain(&error),
             }
         }
         self.run_show(&RunRef::Prefix(run.id.0.to_string()), false).await
@@ -194,6 +195,51 @@ fn spec_problem(spec: &RunSpec) -> Option<String> {
     }
 }
 
-fn not_committed(error: &ProposeError) -> ControlReply {
-    refused(RefusalKind::NoCoordinator, format!("not committed: {}; try again", crate::error_chain(error)))
+/// Whom of the hosts that are alive the load is placed on.
+fn load_hosts(alive: &[HostId], wanted: Option<u16>) -> Result<&[HostId], (RefusalKind, String)> {
+    let count = wanted.map_or(alive.len(), usize::from);
+    match alive.get(..count) {
+        _ if alive.is_empty() => {
+            Err((RefusalKind::Conflict, "no host of the plan is alive to bear load".to_owned()))
+        }
+        Some(bearers) if count > 0 => Ok(bearers),
+        _ => Err((
+            RefusalKind::Invalid,
+            format!(
+                "load_hosts = {count}: must be 1 to {}, the hosts of the plan that are alive",
+                alive.len()
+            ),
+        )),
+    }
+}
+
+/// It never came to a proposal, so nothing was done.
+fn not_begun(error: &ProposeError) -> ControlReply {
+    let message = format!("nothing was changed: {}; try again", crate::error_chain(error));
+    refused(RefusalKind::NoCoordinator, message)
+}
+
+/// A proposal that may be committed all the same, even by a successor.
+fn uncertain(error: &ProposeError) -> ControlReply {
+    let message =
+        format!("it may have been done or not: {}; look before trying again", crate::error_chain(error));
+    refused(RefusalKind::Deadline, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn load_is_placed_on_as_many_hosts_as_asked() {
+        let alive = [HostId(1), HostId(2), HostId(3)];
+        assert_eq!(load_hosts(&alive, None), Ok(&alive[..]));
+        assert_eq!(load_hosts(&alive, Some(2)), Ok(&alive[..2]));
+        for wanted in [0, 4] {
+            let (kind, reason) = load_hosts(&alive, Some(wanted)).expect_err("is refused");
+            assert_eq!(kind, RefusalKind::Invalid);
+            assert!(reason.contains(&format!("load_hosts = {wanted}: must be 1 to 3")), "{reason}");
+        }
+        assert_eq!(load_hosts(&[], Some(1)).map_err(|(kind, _)| kind), Err(RefusalKind::Conflict));
+    }
 }

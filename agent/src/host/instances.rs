@@ -1,6 +1,7 @@
 //! The plan, as this host's supervisor is to have it; and the observed state, as the
 //! mesh is to know it. Pure translation, except for the task that connects the two.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +28,7 @@ use crate::supervisor::{
 const ELECTION_MAX: Duration = Duration::from_secs(2);
 
 /// What this host adds to a plan before its instances can be written.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct LocalSettings {
     /// Whose instances.
     pub host: HostId,
@@ -39,6 +40,16 @@ pub struct LocalSettings {
     pub somaxconn: Option<u32>,
 }
 
+impl fmt::Debug for LocalSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The directives' values may be passwords.
+        f.debug_struct("LocalSettings")
+            .field("host", &self.host)
+            .field("data_dir", &self.data_dir)
+            .finish_non_exhaustive()
+    }
+}
+
 /// Why a plan can't be put before the supervisor.
 #[derive(Debug, thiserror::Error)]
 pub enum WantedError {
@@ -48,6 +59,9 @@ pub enum WantedError {
     /// The plan can't be written as `nodes.conf`.
     #[error("can't render nodes.conf")]
     Nodes(#[source] NodesConfError),
+    /// The work on the files was cut short.
+    #[error("the files of the plan's instances could not be made")]
+    Render(#[source] tokio::task::JoinError),
     /// There is no server whose version could be asked.
     #[error("can't ask the redis-server for its version")]
     Binary(#[source] ProcessError),
@@ -153,18 +167,24 @@ pub async fn reconcile(
     refused: watch::Sender<Option<String>>,
     cancel: CancellationToken,
 ) {
+    let mut done = None;
     loop {
         let level = levels.borrow_and_update().clone();
         let words = match &level.plan {
-            None => None,
-            Some(plan) => match put(plan, &supervisor, &local).await {
-                Ok(()) => None,
+            // A level that only brings other runs: a plan of a thousand instances is
+            // megabytes of files, and nothing about them has changed.
+            Some(plan) if done != Some((plan.id, plan.stage)) => match put(plan, &supervisor, &local).await {
+                Ok(()) => {
+                    done = Some((plan.id, plan.stage));
+                    None
+                }
                 Err(error) => {
                     let words = crate::error_chain(&error);
                     warn!(error = words, "the plan can't be carried out on this host");
                     Some(words)
                 }
             },
+            _ => None,
         };
         let pause = if words.is_some() { RETRY_INTERVAL } else { Duration::MAX };
         refused.send_replace(words);
@@ -179,8 +199,10 @@ pub async fn reconcile(
 async fn put(plan: &ClusterPlan, supervisor: &Supervisor, local: &LocalSettings) -> Result<(), WantedError> {
     let text = supervisor.server_version().await.map_err(WantedError::Binary)?;
     let version = ServerVersion::parse(&text).map_err(WantedError::Version)?;
-    let wanted = wanted(plan, version, local)?;
-    debug!(plan = %plan.id, stage = ?plan.stage, instances = wanted.instances.len(), "reconciling to the plan");
+    let (plan, local) = (plan.clone(), local.clone());
+    let rendered = tokio::task::spawn_blocking(move || wanted(&plan, version, &local));
+    let wanted = rendered.await.map_err(WantedError::Render)??;
+    debug!(plan = %wanted.plan, instances = wanted.instances.len(), "reconciling to the plan");
     supervisor.set_wanted(wanted).await.map_err(WantedError::Supervisor)
 }
 

@@ -32,7 +32,7 @@ pub async fn follow_raft(
     loop {
         let level = applied.borrow_and_update().clone();
         // A node that never voted has applied nothing.
-        let done = level.mesh.is_none() || take(&cell, level, "Raft");
+        let done = level.mesh.is_none() || take(&cell, level, "Raft").await;
         tokio::select! {
             changed = applied.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(RETRY_INTERVAL), if !done => {}
@@ -57,7 +57,7 @@ pub async fn pull(census: Census, transport: Arc<dyn Transport>, cancel: Cancell
             let request = PeerRequest::PullLevel { newer_than: own };
             match peer::ask(&*transport, host.addr, &request, peer::QUICK_DEADLINE).await {
                 Ok(PeerReply::Level(Some(level))) => {
-                    take(&census.levels, Arc::from(level), &host.name());
+                    take(&census.levels, Arc::from(level), &host.name()).await;
                 }
                 Ok(PeerReply::Level(None)) => {}
                 Ok(other) => warn!(from = host.name(), ?other, "can't pull the level"),
@@ -78,10 +78,10 @@ pub async fn pull(census: Census, transport: Arc<dyn Transport>, cancel: Cancell
 }
 
 /// Whether nothing is left to do about `level`; `false` if it could not be kept.
-fn take(cell: &LevelCell, level: Arc<Level>, from: &str) -> bool {
+async fn take(cell: &LevelCell, level: Arc<Level>, from: &str) -> bool {
     let stamp = level.stamp;
     let known = cell.problem();
-    match cell.accept(level) {
+    match cell.accept(level).await {
         Ok(true) => info!(%stamp, from, "new level"),
         Ok(false) => {}
         Err(LevelError::Stale { newest, .. }) => debug!(%stamp, %newest, from, "older level passed over"),

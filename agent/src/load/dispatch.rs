@@ -59,7 +59,9 @@ impl LoadThread {
             Fate::Acked => {
                 worker.acked += 1;
                 self.counts.acked += 1;
-                self.recorder.record(self.now_us - worker.since_us);
+                let service_us = self.now_us - worker.since_us;
+                self.recorder.record(service_us);
+                self.pace.acked(service_us);
             }
             Fate::Failed => self.counts.failed += 1,
             Fate::Unknown => self.counts.unknown += 1,
@@ -118,7 +120,7 @@ impl LoadThread {
         conn.mark_answered();
         match conn.pop() {
             Some(Expect::Set(worker)) => self.finish(worker, Fate::Acked),
-            Some(Expect::Asking) => {}
+            Some(Expect::Asking | Expect::Auth) => {}
             None => {
                 self.lose_garbage(index, b"+OK");
                 return false;
@@ -143,6 +145,10 @@ impl LoadThread {
             Some(Expect::Set(worker)) => worker,
             // The SET behind it gets an answer of its own.
             Some(Expect::Asking) => return true,
+            Some(Expect::Auth) => {
+                self.shared.note("auth", || format!("{sender}: {}", String::from_utf8_lossy(line)));
+                return true;
+            }
             None => {
                 self.lose_garbage(index, line);
                 return false;
@@ -261,8 +267,12 @@ impl LoadThread {
         self.ask_refresh();
     }
 
-    /// The connection opened: what waited for it is queued.
+    /// The connection opened: the password and what waited for it are queued.
     pub fn unpark(&mut self, index: u16) {
+        if let Some(auth) = &self.auth {
+            let conn = &mut self.conns[usize::from(index)];
+            conn.push(Expect::Auth, self.now_us, |out| out.extend_from_slice(auth));
+        }
         for write in std::mem::take(&mut self.conns[usize::from(index)].parked) {
             let digits = Digits::new(self.workers[write.worker as usize].n);
             self.send(index, write, &digits);
@@ -292,7 +302,8 @@ impl LoadThread {
     fn lose_rejected(&mut self, index: u16) {
         let mut owed = self.conns[usize::from(index)].sever();
         owed.iter_mut().for_each(|(_, sent)| *sent = false);
-        self.counts.retried += owed.iter().filter(|(expect, _)| *expect != Expect::Asking).count() as u64;
+        self.counts.retried +=
+            owed.iter().filter(|(expect, _)| matches!(expect, Expect::Set(_))).count() as u64;
         self.settle(index, owed);
     }
 
@@ -304,7 +315,7 @@ impl LoadThread {
             match expect {
                 Expect::Set(worker) if sent => self.finish(worker, Fate::Unknown),
                 Expect::Set(worker) => self.route(worker),
-                Expect::Asking => {}
+                Expect::Asking | Expect::Auth => {}
             }
         }
         for write in parked {
@@ -365,7 +376,8 @@ impl LoadThread {
         let mut unknown = 0;
         for conn in &mut self.conns {
             let owed = conn.sever();
-            unknown += owed.iter().filter(|(expect, sent)| *sent && *expect != Expect::Asking).count() as u64;
+            unknown +=
+                owed.iter().filter(|(expect, sent)| *sent && matches!(expect, Expect::Set(_))).count() as u64;
             conn.parked.clear();
         }
         let failed = self.counts.in_flight() - unknown;

@@ -19,6 +19,7 @@ mod conn;
 mod dispatch;
 mod engine;
 pub mod ledger;
+mod pace;
 pub mod quota;
 pub mod resp;
 pub mod routing;
@@ -26,6 +27,7 @@ mod shared;
 mod thread;
 pub mod workload;
 
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -68,6 +70,31 @@ pub struct ShareSpec {
     /// Load threads to spread the workers over; more only when one core is full, since
     /// every further thread has connections of its own and so smaller batches.
     pub threads: usize,
+    /// What connections say before anything else, if the servers want it.
+    pub password: Option<Password>,
+}
+
+/// A password of the servers' default user; never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Password(String);
+
+impl Password {
+    /// The command that gives it.
+    fn command(&self) -> Box<[u8]> {
+        format!("*2\r\n$4\r\nAUTH\r\n${}\r\n{}\r\n", self.0.len(), self.0).into_bytes().into()
+    }
+}
+
+impl From<String> for Password {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("…")
+    }
 }
 
 /// When a share is over.

@@ -19,12 +19,13 @@ use tokio::sync::{mpsc, watch};
 
 use super::conn::{Conn, Dial, Stage};
 use super::ledger::LedgerSlot;
+use super::pace::Pace;
 use super::quota::Part;
 use super::resp::{LINE_BYTES_MAX, Parsed, parse};
 use super::routing::SlotMap;
 use super::shared::{Command, Shared};
 use super::workload::{KeyPrefix, SLOTS, worker_uuid};
-use super::{Limits, ShareSpec, ShareUntil};
+use super::{Limits, Password, ShareSpec, ShareUntil};
 use crate::stats::recorder::Recorder;
 
 /// The waker's token; connections use their indexes.
@@ -120,6 +121,9 @@ pub(super) struct LoadThread {
     /// Connections with bytes to flush.
     pub dirty: Vec<u16>,
     pub poll: Poll,
+    /// What each connection begins with, if anything.
+    pub auth: Option<Box<[u8]>>,
+    pub pace: Pace,
     /// When the last answer came, microseconds.
     pub last_answer_us: u64,
     first_issue_us: Option<u64>,
@@ -181,6 +185,8 @@ impl LoadThread {
             },
             dirty: Vec::new(),
             poll,
+            pace: Pace::new(part.workers as usize),
+            auth: spec.password.as_ref().map(Password::command),
             last_answer_us: 0,
             first_issue_us: None,
             phase: Phase::Waiting,
@@ -218,6 +224,7 @@ impl LoadThread {
             }
             self.account();
             self.flush();
+            self.rest();
 
             let timeout = self.poll_timeout();
             if let Err(e) = self.poll.poll(&mut events, Some(timeout))
@@ -308,14 +315,17 @@ impl LoadThread {
         self.shared.note("ledger", || format!("{error}{source}"));
     }
 
-    /// One write per connection and turn. (A delay that lets batches grow belongs
-    /// here: between the account and the kernel.)
+    /// One write per connection and turn.
     fn flush(&mut self) {
         std::mem::swap(&mut self.dirty, &mut self.flushing);
         let mut lost = Vec::new();
         for &index in &self.flushing {
             let conn = &mut self.conns[usize::from(index)];
             conn.dirty = false;
+            let queued = std::mem::take(&mut conn.queued);
+            if queued > 0 {
+                self.pace.flushed(queued.into());
+            }
             if let Err(e) = conn.flush() {
                 lost.push((index, e));
             }
@@ -324,6 +334,15 @@ impl LoadThread {
         // Only now: what follows from a loss issues writes that are not on file yet.
         for (index, e) in lost {
             self.lose(index, &e);
+        }
+    }
+
+    /// Lets answers gather where batches are small; see [`Pace`]. A timer or a stop
+    /// waits for it, for less than a millisecond.
+    fn rest(&mut self) {
+        let rest_us = self.pace.rest();
+        if rest_us > 0 && self.phase == Phase::Issuing && self.dirty.is_empty() {
+            std::thread::sleep(Duration::from_micros(rest_us));
         }
     }
 

@@ -39,6 +39,7 @@ use crate::cluster::{self, CreateOptions, REPLICAS_MAX};
 use crate::exit::Exit;
 use crate::output::{Output, note};
 use crate::progress::Progress;
+use crate::run::detail::DetailFigures;
 use crate::run::report::{Names, RunReport};
 use crate::session::Session;
 
@@ -107,6 +108,9 @@ pub struct DemoOptions {
     #[arg(long, value_name = "N", default_value_t = 2000,
           value_parser = clap::value_parser!(u32).range(1..=i64::from(WORKERS_MAX)))]
     workers: u32,
+    /// Place the load on so many of the hosts; fewer make larger batches [default: all]
+    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u16).range(1..))]
+    load_hosts: Option<u16>,
     /// Write for so long [default: 10]
     #[arg(long, value_name = "S", value_parser = clap::value_parser!(u32).range(1..))]
     seconds: Option<u32>,
@@ -240,10 +244,16 @@ async fn steps(
         Some(writes) => RunUntil::Writes(writes),
         None => RunUntil::Seconds(options.seconds.unwrap_or(SECONDS_DEFAULT)),
     };
-    let spec = RunSpec { workload: UUID_COUNTER.to_owned(), workers: options.workers, until };
+    let spec = RunSpec {
+        workload: UUID_COUNTER.to_owned(),
+        workers: options.workers,
+        load_hosts: options.load_hosts,
+        until,
+    };
     let run = session.run_start(spec).await?;
     let this = RunRef::Prefix(run.id.0.to_string());
-    let view = crate::run::watch(&mut session, this, Some(RUN_STALL_MAX)).await?;
+    crate::run::watch(&mut session, this.clone(), Some(RUN_STALL_MAX)).await?;
+    let detail = session.run_detail(this).await?;
 
     let members = session.members().await?;
     let names = Names::of_members(&members);
@@ -252,7 +262,7 @@ async fn steps(
         instances: plan.instances(),
         coordinator: members.coordinator.map(|host| names.of(host)),
         formation,
-        report: RunReport::of(&view, &names),
+        report: RunReport::of(&detail.view, &names).with_detail(DetailFigures::of(&detail)),
         addresses: plan.addresses(),
     })
 }

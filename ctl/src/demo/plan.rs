@@ -37,7 +37,7 @@ impl DemoPlan {
             .per_host
             .unwrap_or_else(|| sizing::per_host(machine, options.hosts, options.replicas, PER_HOST_MAX));
         let why = match options.per_host {
-            Some(_) => "--per-host".to_owned(),
+            Some(_) => "as --per-host asks".to_owned(),
             None => format!(
                 "fitted to {} cores and {} of available memory; --per-host changes it",
                 machine.cores,
@@ -47,12 +47,15 @@ impl DemoPlan {
         let first = u32::from(options.first_ip);
         let ips: Vec<Ipv4Addr> = (0..u32::from(options.hosts)).map(|at| Ipv4Addr::from(first + at)).collect();
         let plan = Self { ips, per_host, base_port: options.base_port, mesh_port: options.mesh_port, why };
-        plan.validate(options.replicas)?;
+        plan.validate(options.replicas, options.load_hosts)?;
         Ok(plan)
     }
 
-    fn validate(&self, replicas: u8) -> Result<(), UsageError> {
+    fn validate(&self, replicas: u8, load_hosts: Option<u16>) -> Result<(), UsageError> {
         let refuse = |why: String| Err(UsageError(why));
+        if let Some(bearers) = load_hosts.filter(|bearers| *bearers > self.hosts()) {
+            return refuse(format!("--load-hosts {bearers}: there are --hosts {}", self.hosts()));
+        }
         if let Some(ip) = self.ips.iter().find(|ip| !ip.is_loopback()) {
             return refuse(format!("--first-ip: host address {ip} is outside of 127.0.0.0/8"));
         }
@@ -179,6 +182,7 @@ pub mod tests {
             ("--first-ip 10.0.0.1", "127.0.0.0/8"),
             ("--first-ip 127.255.255.250", "127.0.0.0/8"),
             ("--hosts 2 --replicas 2", "--replicas 2"),
+            ("--hosts 3 --load-hosts 4", "--load-hosts 4"),
             ("--hosts 1 --per-host 2", "primaries"),
             ("--hosts 3 --per-host 1 --replicas 1", "primaries"),
             ("--base-port 55536", "--base-port"),

@@ -41,7 +41,12 @@ fn plan(id: u128) -> ClusterPlan {
 fn run(id: u128) -> Run {
     Run {
         id: RunId(Uuid::from_u128(id)),
-        spec: RunSpec { workload: UUID_COUNTER.to_owned(), workers: 2, until: RunUntil::Writes(10) },
+        spec: RunSpec {
+            workload: UUID_COUNTER.to_owned(),
+            workers: 2,
+            load_hosts: None,
+            until: RunUntil::Writes(10),
+        },
         shares: vec![Share { host: HostId(1), workers: 2, first_worker: 0, writes: Some(10) }],
         stage: RunStage::Running,
         created_unix_ms: 1,

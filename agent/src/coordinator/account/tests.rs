@@ -38,7 +38,12 @@ fn sample(port: u16, run_id: &str, primary: bool, dbsize: u64, set_calls: u64) -
 fn run(before: Vec<ServerSample>) -> Run {
     Run {
         id: RunId(Uuid::from_u128(1)),
-        spec: RunSpec { workload: UUID_COUNTER.to_owned(), workers: 1, until: RunUntil::Writes(100) },
+        spec: RunSpec {
+            workload: UUID_COUNTER.to_owned(),
+            workers: 1,
+            load_hosts: None,
+            until: RunUntil::Writes(100),
+        },
         shares: Vec::new(),
         stage: RunStage::Running,
         created_unix_ms: 0,

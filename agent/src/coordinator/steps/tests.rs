@@ -85,7 +85,7 @@ fn running(until: RunUntil, stage: RunStage) -> Level {
     let writes = |n| matches!(until, RunUntil::Writes(_)).then_some(n);
     let run = Run {
         id: RunId(Uuid::from_u128(3)),
-        spec: RunSpec { workload: UUID_COUNTER.to_owned(), workers: 2, until },
+        spec: RunSpec { workload: UUID_COUNTER.to_owned(), workers: 2, load_hosts: None, until },
         shares: vec![share(A, writes(60)), share(B, writes(40))],
         stage,
         created_unix_ms: 1_000,

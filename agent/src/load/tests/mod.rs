@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
 use super::routing::SlotMap;
-use super::{Engine, Limits, ShareHandle, ShareSpec, ShareUntil, ledger, ledger_path};
+use super::{Engine, Limits, Password, ShareHandle, ShareSpec, ShareUntil, ledger, ledger_path};
 
 /// No condition of these tests may take longer.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -55,7 +55,16 @@ fn run_id() -> RunId {
 }
 
 fn spec(workers: u32, until: ShareUntil) -> ShareSpec {
-    ShareSpec { run: run_id(), host: HostId(0xa1), epoch: 1, first_worker: 0, workers, until, threads: 1 }
+    ShareSpec {
+        run: run_id(),
+        host: HostId(0xa1),
+        epoch: 1,
+        first_worker: 0,
+        workers,
+        until,
+        threads: 1,
+        password: None,
+    }
 }
 
 impl Bench {

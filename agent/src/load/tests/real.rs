@@ -57,11 +57,21 @@ fn start(host: u8) -> Server {
 
 /// One inline command; the reply's text.
 fn ask(addr: SocketAddr, command: &str) -> String {
+    answer_to(addr, &[command])
+}
+
+/// The reply to the last of some inline commands; the others' are lines.
+fn answer_to(addr: SocketAddr, commands: &[&str]) -> String {
     let mut stream = TcpStream::connect(addr).expect("connects");
     stream.set_read_timeout(Some(DEADLINE)).expect("sets");
-    stream.write_all(format!("{command}\r\n").as_bytes()).expect("writes");
+    commands.iter().for_each(|text| stream.write_all(format!("{text}\r\n").as_bytes()).expect("writes"));
+    let command = commands.join("; ");
     let mut reader = BufReader::new(stream);
     let mut line = String::new();
+    for _ in 1..commands.len() {
+        reader.read_line(&mut line).expect("reads");
+        assert_eq!(std::mem::take(&mut line), "+OK\r\n", "{command}");
+    }
     reader.read_line(&mut line).expect("reads");
     match line.trim_end().split_at(1) {
         ("$", len) => {
@@ -146,4 +156,32 @@ fn the_account_closes_when_a_server_is_killed() {
     assert!(counts.unknown <= 100, "at most one write per worker was in flight: {counts:?}");
     // A survivor has executed nothing that is counted as failed.
     assert!(executed <= counts.acked + counts.unknown, "{executed} executed, {counts:?}");
+}
+
+#[test]
+fn a_password_is_given_before_anything_else() {
+    let servers = cluster();
+    let addrs: Vec<_> = servers.iter().map(|server| server.addr).collect();
+    for addr in &addrs {
+        ask(*addr, "CONFIG SET requirepass \"top secret\"");
+    }
+    let with = |password: &str| ShareSpec {
+        password: Some(Password::from(password.to_owned())),
+        ..spec(100, ShareUntil::Writes(5_000))
+    };
+    assert!(!format!("{:?}", with("top secret")).contains("top secret"));
+    let bench = Bench::to(with("top secret"), &addrs);
+    let counts = bench.close();
+    assert_eq!((counts.acked, bench.handle.error()), (5_000, None));
+    let held = |addr: &SocketAddr| -> u64 {
+        answer_to(*addr, &["AUTH \"top secret\"", "DBSIZE"]).parse().expect("a number")
+    };
+    assert_eq!(addrs.iter().map(held).sum::<u64>(), 5_000);
+
+    // A wrong one is named, and nothing is counted as written.
+    let bench = Bench::to(with("guess"), &addrs);
+    let counts = bench.close();
+    assert_eq!((counts.acked, counts.unknown, counts.failed), (0, 0, 5_000));
+    let error = bench.handle.error().expect("an error");
+    assert!(error.contains("auth") && error.contains("WRONGPASS"), "{error}");
 }

@@ -58,6 +58,7 @@ pub fn running() -> RunView {
             spec: RunSpec {
                 workload: "uuid-counter".to_owned(),
                 workers: 2000,
+                load_hosts: None,
                 until: RunUntil::Writes(1_000_000),
             },
             shares: vec![share(1, 0), share(2, 1000)],
@@ -168,5 +169,5 @@ fn the_json_has_its_documented_shape() {
         json!({"dbsize": 1_000_000, "cmdstat_set_calls": 1_000_000, "lost": 0, "ok": true, "notes": []})
     );
     assert_eq!(value["hosts"].as_array().unwrap().len(), 2);
-    assert_eq!(value.as_object().unwrap().len(), 3);
+    assert_eq!(value.as_object().unwrap().len(), 4);
 }
