@@ -132,7 +132,8 @@ async fn build(config: Config) -> Result<Running> {
         let view = view.clone();
         Arc::new(move |id| view.borrow().members.get(&id).map(|member| member.addr))
     };
-    let options = ConsensusOptions::new(host.id(), name, &config.state_dir);
+    let in_mesh = levels_cell.get().mesh.is_some();
+    let options = ConsensusOptions { in_mesh, ..ConsensusOptions::new(host.id(), name, &config.state_dir) };
     let consensus =
         Consensus::start(options, transport.clone(), resolve).await.context("can't start the Raft node")?;
 

@@ -26,6 +26,9 @@ pub const SECRET_BYTES: usize = 32;
 /// Largest file of the state directory that is read here, bytes.
 const FILE_BYTES_MAX: u64 = 64 * 1024;
 
+/// What a host that has been in a mesh keeps besides, and only under its own id.
+const KEPT: &[&str] = &["raft.redb", "level.bin", "runs"];
+
 /// Why the state directory can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
@@ -112,7 +115,13 @@ impl HostIdentity {
         let host_path = state_dir.join("host.toml");
         let known = match read(&host_path)? {
             Some(bytes) => Some(parse_host(&bytes).map_err(|reason| damaged(state_dir, &host_path, reason))?),
-            None => None,
+            // With a new id it would bring another host's votes and levels into the mesh.
+            None => match KEPT.iter().find(|name| state_dir.join(name).exists()) {
+                Some(kept) => {
+                    return Err(damaged(state_dir, &host_path, format!("missing, though {kept} is there")));
+                }
+                None => None,
+            },
         };
         let secret = secret(state_dir, known.is_some())?;
         let (id, generation) = match known {

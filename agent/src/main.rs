@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use redmesh_agent::app;
 use redmesh_agent::config::{Config, LogConfig, LogFormat, Overrides};
+use redmesh_agent::transport::quic::QuicTransport;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -94,6 +95,7 @@ fn check(path: &Path, config: &Config) -> Result<()> {
     )?;
     let identity = redmesh_api::tls::Identity::load(&config.identity_dir)
         .with_context(|| format!("identity.dir = {}", config.identity_dir.display()))?;
+    QuicTransport::check_identity(&identity, config.mesh.advertise)?;
     filter(&config.log)?;
     let words = format!(
         "{} is valid: host {} of mesh {:?} at {}, instances from {}:{}\n",
@@ -107,10 +109,15 @@ fn check(path: &Path, config: &Config) -> Result<()> {
     std::io::Write::write_all(&mut std::io::stdout(), words.as_bytes()).context("can't write to stdout")
 }
 
+/// openraft logs every append that a dead voter does not answer, several a second for as
+/// long as it is dead; gossip says once that it is.
+const OPENRAFT: &str =
+    "openraft=warn,openraft::replication=off,openraft::engine::handler::replication_handler=off";
+
 /// A plain level is meant for the agent: openraft at the same level would drown it.
 fn filter(log: &LogConfig) -> Result<EnvFilter> {
     let plain = log.filter.chars().all(char::is_alphabetic);
-    let directives = if plain { format!("{},openraft=warn", log.filter) } else { log.filter.clone() };
+    let directives = if plain { format!("{},{OPENRAFT}", log.filter) } else { log.filter.clone() };
     EnvFilter::builder().parse(&directives).with_context(|| {
         format!(
             "log.level = {:?}: must be error, warn, info, debug or trace, or tracing directives",

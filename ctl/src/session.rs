@@ -15,7 +15,7 @@ use redmesh_api::control::{
 };
 use redmesh_api::level::{ClusterPlan, ClusterSpec};
 use redmesh_api::run::{Run, RunSpec};
-use redmesh_api::tls::Identity;
+use redmesh_api::tls::{Identity, Role};
 
 use crate::client::{self, Client, ClientError};
 use crate::exit::Exit;
@@ -89,6 +89,14 @@ impl Session {
         };
         let identity =
             Identity::load(&dir).with_context(|| format!("operator's identity in {}", dir.display()))?;
+        if identity.role() != Role::Operator {
+            anyhow::bail!(
+                "the certificate in {} is the host {}'s, and only an operator may ask: make one with `redmeshctl pki \
+                 issue --dir D --operator NAME` and name it with --identity",
+                dir.display(),
+                identity.name()
+            );
+        }
         Ok(Self { agent, identity, timeout, client: None })
     }
 

@@ -32,6 +32,18 @@ fn strangers_are_refused_with_the_reason_on_both_sides() {
     std::fs::copy(ca, mesh.dir().join("other/mallory/ca.pem")).expect("copy");
     let output = mesh.ctl(&["--agent", &agent, "--identity", "other/mallory", "members"]);
     assert!(!output.status.success());
+    // A host's certificate is no operator's, nor is an operator's an agent's.
+    let output = mesh.ctl(&["--agent", &agent, "--identity", "pki/host-1", "members"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("pki issue") && said.contains("--operator"), "{said}");
+    let set = format!("identity.dir={}", mesh.dir().join("pki/tester").display());
+    let checked = std::process::Command::new(std::env::current_exe().map(agent_beside).expect("own path"))
+        .args(["--config", "agent.toml", "check-config", "--set", &set])
+        .current_dir(mesh.host_dir(0))
+        .output()
+        .expect("run an agent");
+    let said = String::from_utf8_lossy(&checked.stderr);
+    assert!(!checked.status.success() && said.contains("is an operator's"), "{said}");
     // Everybody else is served as before.
     assert!(mesh.ok_at(0, &["members"]).contains("host-1"));
 }

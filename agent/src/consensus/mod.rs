@@ -85,6 +85,8 @@ pub struct ConsensusOptions {
     pub name: String,
     /// Directory of the store's file; it must exist.
     pub state_dir: PathBuf,
+    /// Whether this host is known to belong to a mesh, so that the file must be there.
+    pub in_mesh: bool,
     /// See [`HEARTBEAT`].
     pub heartbeat: Duration,
     /// See [`ELECTION_MIN`]; must exceed the heartbeat.
@@ -100,6 +102,7 @@ impl ConsensusOptions {
             id,
             name: name.into(),
             state_dir: state_dir.into(),
+            in_mesh: false,
             heartbeat: HEARTBEAT,
             election_min: ELECTION_MIN,
             election_max: ELECTION_MAX,
@@ -218,7 +221,7 @@ impl Consensus {
     ) -> Result<Self, ConsensusError> {
         let id = options.id;
         let config = config(&options).map_err(|source| ConsensusError::Times { source })?;
-        let store = Store::open(&options.state_dir).await?;
+        let store = Store::open(&options.state_dir, options.in_mesh).await?;
         let machine = MachineStore::open(store.clone()).await?;
         let levels = machine.levels();
         let links = Links { transport, resolve };

@@ -514,7 +514,7 @@ mod tests {
     fn run(until: RunUntil) -> Run {
         Run {
             id: RunId(Uuid::from_u128(1)),
-            spec: RunSpec { workload: UUID_COUNTER.to_owned(), workers: 1, load_hosts: None, until },
+            spec: RunSpec { workload: UUID_COUNTER.to_owned(), workers: 1, until, load_hosts: None },
             shares: Vec::new(),
             stage: RunStage::Running,
             created_unix_ms: 1_000_000,

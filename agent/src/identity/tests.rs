@@ -55,6 +55,10 @@ fn damage_is_named_and_nothing_is_overwritten() {
         assert!(error.to_string().contains("host.toml"), "{error}");
         assert_eq!(fs::read(&host).unwrap(), bad);
     }
+    fs::remove_file(&host).unwrap();
+    fs::write(dir.path().join("level.bin"), b"").unwrap();
+    let error = HostIdentity::open(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("host.toml is damaged (missing, though level.bin is there)"), "{error}");
     fs::write(&host, good).unwrap();
     fs::write(dir.path().join("secret"), b"short").unwrap();
     let error = HostIdentity::open(dir.path()).unwrap_err().to_string();

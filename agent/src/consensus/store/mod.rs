@@ -61,6 +61,15 @@ pub enum StoreError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A host of a mesh without its votes and its log.
+    #[error(
+        "{} is missing or empty, but this host belongs to a mesh, and without its votes it could vote twice: \
+         restore it, or move the whole state directory away; the host then joins under a new id", .path.display()
+    )]
+    Lost {
+        /// The file.
+        path: PathBuf,
+    },
     /// The disk or the file system failed.
     #[error("can't use {}: check its disk's space, health and permissions", .path.display())]
     Io {
@@ -119,8 +128,12 @@ struct Inner {
 
 impl Store {
     /// Opens, or makes, the file in `state_dir`.
-    pub(super) async fn open(state_dir: &Path) -> Result<Self, StoreError> {
+    /// Opens the file, or begins one; `in_mesh` says that there was one.
+    pub(super) async fn open(state_dir: &Path, in_mesh: bool) -> Result<Self, StoreError> {
         let path = state_dir.join(FILE_NAME);
+        if in_mesh && std::fs::metadata(&path).map_or(0, |file| file.len()) == 0 {
+            return Err(StoreError::Lost { path });
+        }
         let inner = Arc::new(Inner { path, db: RwLock::new(None) });
         let store = Self { inner: Arc::clone(&inner) };
         store

@@ -229,10 +229,11 @@ impl fmt::Debug for QuicTransport {
 }
 
 impl QuicTransport {
-    /// Listens; must be called inside a tokio runtime. Requests of peers wait until
-    /// [`Transport::serve`].
-    pub fn bind(options: QuicOptions) -> Result<Arc<Self>, BindError> {
-        let QuicOptions { listen, mut advertise, identity, host_secret, local, mesh_id } = options;
+    /// Whether peers will take `identity` for the agent at `advertise`.
+    ///
+    /// # Errors
+    /// [`BindError::NotAHost`] or [`BindError::NotForAddress`].
+    pub fn check_identity(identity: &Identity, advertise: SocketAddr) -> Result<(), BindError> {
         let name = identity.name().to_owned();
         if identity.role() != Role::Host {
             return Err(BindError::NotAHost { name });
@@ -240,6 +241,15 @@ impl QuicTransport {
         if !identity.names_ip(advertise.ip()) {
             return Err(BindError::NotForAddress { name, addr: advertise });
         }
+        Ok(())
+    }
+
+    /// Listens; must be called inside a tokio runtime. Requests of peers wait until
+    /// [`Transport::serve`].
+    pub fn bind(options: QuicOptions) -> Result<Arc<Self>, BindError> {
+        let QuicOptions { listen, mut advertise, identity, host_secret, local, mesh_id } = options;
+        Self::check_identity(&identity, advertise)?;
+        let name = identity.name().to_owned();
         let server = tls::quic_server_config(&identity).map_err(BindError::Tls)?;
         let client = tls::quic_client_config(&identity).map_err(BindError::Tls)?;
         let failed = |source: io::Error| match source.kind() {
