@@ -26,8 +26,8 @@ use crate::census::Census;
 use crate::clock::now_unix_ms;
 use crate::cluster::AdminPool;
 use crate::facts::{self, ShareCounts};
-use crate::load::ledger;
 use crate::load::routing::SlotMap;
+use crate::load::{self, ledger};
 use crate::load::{Engine, ShareHandle, ShareSpec, ShareUntil};
 use crate::mesh::Mesh;
 use crate::peer::ShareReport;
@@ -341,7 +341,7 @@ impl Shares {
             until,
             threads: self.settings.threads,
         };
-        let path = dir.join(format!("{epoch}.ledger"));
+        let path = load::ledger_path(&dir, epoch);
         let handle =
             Engine::start(spec, slots.subscribe(), refresh, path).map_err(|e| crate::error_chain(&e))?;
         info!(run = %run.id, epoch, workers = share.workers, ?until, "share started");
@@ -408,7 +408,7 @@ fn remaining(run: &Run, share: &Share, earlier: &[(u32, Counts)], now_unix_ms: u
 
 /// Slots as the plan laid them: right until the first failover or migration, after
 /// which MOVED tells better.
-fn planned_slots(plan: &ClusterPlan) -> Result<SlotMap, crate::load::routing::SlotMapError> {
+fn planned_slots(plan: &ClusterPlan) -> Result<SlotMap, load::routing::SlotMapError> {
     SlotMap::new(plan.instances.iter().filter_map(|instance| match &instance.role {
         PlannedRole::Primary { slots, .. } => Some((*slots, plan.addr_of(instance))),
         PlannedRole::Replica { .. } => None,
