@@ -80,7 +80,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<()> {
 }
 
 async fn build(config: Config) -> Result<Running> {
-    let prometheus = metrics::install().context("can't install the metrics recorder")?;
+    let exposition = metrics::install().context("can't install the metrics recorder")?;
     let host = HostIdentity::open(&config.state_dir)
         .with_context(|| format!("state.dir = {}", config.state_dir.display()))?;
     let identity = tls::Identity::load(&config.identity_dir)
@@ -236,7 +236,7 @@ async fn build(config: Config) -> Result<Running> {
     tasks.spawn(named("instance metrics", sweep));
     if let Some(addr) = config.http_listen {
         let listener = metrics::http::bind(addr).await.map_err(|words| anyhow!(words))?;
-        let served = metrics::http::serve(listener, prometheus, control.clone(), cancel.clone());
+        let served = metrics::http::serve(listener, exposition, control.clone(), cancel.clone());
         tasks.spawn(named("http", async move {
             if let Err(error) = served.await {
                 error!(%error, "the HTTP port failed");

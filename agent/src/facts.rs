@@ -115,14 +115,6 @@ pub fn run_key(run: RunId) -> String {
 /// All sightings of `member`'s counts of `run`, those of its earlier lives included;
 /// to be merged by [`crate::stats::aggregate`].
 pub fn tallies_of(member: &MeshMember, run: RunId) -> Vec<Tally> {
-    let key = run_key(run);
-    let older = member.older.iter().filter_map(|values| values.get(&key));
-    member
-        .values
-        .get(&key)
-        .into_iter()
-        .chain(older)
-        .filter_map(|text| serde_json::from_str::<ShareCounts>(text).ok())
-        .flat_map(|counts| counts.tallies(member.id))
-        .collect()
+    let counts = member.get_all::<ShareCounts>(&run_key(run)).into_iter();
+    counts.flat_map(|counts| counts.tallies(member.id)).collect()
 }

@@ -55,9 +55,9 @@ pub fn of_error(error: &anyhow::Error) -> Exit {
     }
 }
 
-/// The error and all its causes in one line; causes never repeat each other.
+/// The error and all its causes in one line.
 pub fn whole_chain(error: &anyhow::Error) -> String {
-    error.chain().map(ToString::to_string).collect::<Vec<_>>().join(": ")
+    redmesh_api::error_chain(error.as_ref())
 }
 
 #[cfg(test)]

@@ -15,3 +15,19 @@ pub mod level;
 pub mod limits;
 pub mod run;
 pub mod tls;
+
+/// An error and all its sources in one line, printed where the error is handled. Our
+/// errors never repeat their source; of others that do, the repetition is left out.
+pub fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut words = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        let text = inner.to_string();
+        if !words.ends_with(&text) {
+            words.push_str(": ");
+            words.push_str(&text);
+        }
+        source = inner.source();
+    }
+    words
+}

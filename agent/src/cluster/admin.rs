@@ -212,11 +212,6 @@ impl AdminPool {
         stream::iter(asked).buffered(ASKED_AT_ONCE_MAX).collect().await
     }
 
-    /// Closes all connections that nobody is using.
-    pub fn close_idle(&self) {
-        self.connections().clear();
-    }
-
     async fn try_check(&self, target: Target) -> Result<InstanceView, AdminError> {
         let Target { host, addr, node_id } = target;
         let info = self.cluster_info(addr).await?;

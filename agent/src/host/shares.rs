@@ -26,9 +26,8 @@ use crate::census::Census;
 use crate::clock::now_unix_ms;
 use crate::cluster::AdminPool;
 use crate::facts::{self, ShareCounts};
-use crate::load::ledger;
 use crate::load::routing::SlotMap;
-use crate::load::{Engine, Password, ShareHandle, ShareSpec, ShareUntil};
+use crate::load::{self, Engine, Password, ShareHandle, ShareSpec, ShareUntil, ledger};
 use crate::mesh::Mesh;
 use crate::peer::ShareReport;
 
@@ -344,7 +343,7 @@ impl Shares {
             threads: self.settings.threads,
             password: self.settings.password.clone(),
         };
-        let path = dir.join(format!("{epoch}.ledger"));
+        let path = load::ledger_path(&dir, epoch);
         let handle =
             Engine::start(spec, slots.subscribe(), refresh, path).map_err(|e| crate::error_chain(&e))?;
         info!(run = %run.id, epoch, workers = share.workers, ?until, "share started");
@@ -411,7 +410,7 @@ fn remaining(run: &Run, share: &Share, earlier: &[(u32, Counts)], now_unix_ms: u
 
 /// Slots as the plan laid them: right until the first failover or migration, after
 /// which MOVED tells better.
-fn planned_slots(plan: &ClusterPlan) -> Result<SlotMap, crate::load::routing::SlotMapError> {
+fn planned_slots(plan: &ClusterPlan) -> Result<SlotMap, load::routing::SlotMapError> {
     SlotMap::new(plan.instances.iter().filter_map(|instance| match &instance.role {
         PlannedRole::Primary { slots, .. } => Some((*slots, plan.addr_of(instance))),
         PlannedRole::Replica { .. } => None,

@@ -270,7 +270,7 @@ mod tests {
     }
 
     fn ledger(dir: &Path) -> (PathBuf, Ledger) {
-        let path = super::super::ledger_path(dir, RunId(Uuid::from_u128(9)), 4);
+        let path = super::super::ledger_path(dir, 4);
         let ledger = Ledger::create(&path, RunId(Uuid::from_u128(9)), HostId(3), 4, 2).expect("creates");
         (path, ledger)
     }

@@ -29,7 +29,7 @@ pub mod workload;
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use redmesh_api::ids::{HostId, RunId};
@@ -174,9 +174,9 @@ impl Default for Limits {
     }
 }
 
-/// Where the ledger file of a share's epoch belongs, below a directory of ledgers.
-pub fn ledger_path(dir: &std::path::Path, run: RunId, epoch: u32) -> PathBuf {
-    dir.join(format!("{}-{epoch}.{}", run.0.simple(), ledger::EXTENSION))
+/// Where the ledger file of an epoch belongs, in a directory of its run's own.
+pub fn ledger_path(dir: &Path, epoch: u32) -> PathBuf {
+    dir.join(format!("{epoch}.{}", ledger::EXTENSION))
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::workload::SLOTS;
+use redmesh_api::level::SLOTS;
 
 /// Longest error line, bytes; a longer one is garbage.
 pub const LINE_BYTES_MAX: usize = 512;

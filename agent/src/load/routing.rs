@@ -4,9 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
 
-use redmesh_api::level::SlotRange;
-
-use super::workload::SLOTS;
+use redmesh_api::level::{SLOTS, SlotRange};
 
 /// Servers that one map (and one load thread) may know.
 pub const NODES_MAX: usize = 16_384;

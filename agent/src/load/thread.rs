@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mio::{Events, Poll, Token};
+use redmesh_api::level::SLOTS;
 use redmesh_api::run::Counts;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{mpsc, watch};
@@ -24,7 +25,7 @@ use super::quota::Part;
 use super::resp::{LINE_BYTES_MAX, Parsed, parse};
 use super::routing::SlotMap;
 use super::shared::{Command, Shared};
-use super::workload::{KeyPrefix, SLOTS, worker_uuid};
+use super::workload::{KeyPrefix, worker_uuid};
 use super::{Limits, Password, ShareSpec, ShareUntil};
 use crate::stats::recorder::Recorder;
 

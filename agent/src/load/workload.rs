@@ -8,10 +8,8 @@
 
 use crc::{CRC_16_XMODEM, Crc};
 use redmesh_api::ids::{HostId, RunId};
+use redmesh_api::level::SLOTS;
 use uuid::Uuid;
-
-/// Hash slots of a Redis Cluster.
-pub const SLOTS: u16 = 16384;
 
 /// Bytes of `<uuid>-`.
 pub const PREFIX_BYTES: usize = 37;

@@ -2,24 +2,30 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
-use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+
+use super::Exposition;
 
 use crate::control::Control;
 
 /// Content type of Prometheus' text format.
 const METRICS_CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
+/// For answers under way when the agent stops. A client that neither asks nor hangs up
+/// must not hold it.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
+
 #[derive(Debug, Clone)]
 struct Sources {
-    prometheus: PrometheusHandle,
+    metrics: Exposition,
     control: Control,
 }
 
@@ -29,7 +35,7 @@ struct Sources {
 /// When the listener fails.
 pub async fn serve(
     listener: TcpListener,
-    prometheus: PrometheusHandle,
+    exposition: Exposition,
     control: Control,
     cancel: CancellationToken,
 ) -> io::Result<()> {
@@ -37,8 +43,16 @@ pub async fn serve(
         .route("/metrics", get(metrics))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
-        .with_state(Sources { prometheus, control });
-    axum::serve(listener, routes).with_graceful_shutdown(cancel.cancelled_owned()).await
+        .with_state(Sources { metrics: exposition, control });
+    let served = axum::serve(listener, routes).with_graceful_shutdown(cancel.clone().cancelled_owned());
+    let patience_ends = async {
+        cancel.cancelled().await;
+        tokio::time::sleep(CLOSE_PATIENCE).await;
+    };
+    tokio::select! {
+        served = served.into_future() => served,
+        () = patience_ends => Ok(()),
+    }
 }
 
 /// Binds the port; its own step so that a taken port stops the agent at its start.
@@ -52,7 +66,7 @@ pub async fn bind(addr: SocketAddr) -> Result<TcpListener, String> {
 }
 
 async fn metrics(State(sources): State<Sources>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, METRICS_CONTENT_TYPE)], sources.prometheus.render())
+    ([(header::CONTENT_TYPE, METRICS_CONTENT_TYPE)], sources.metrics.render())
 }
 
 async fn ready(State(sources): State<Sources>) -> impl IntoResponse {

@@ -10,7 +10,8 @@ use redmesh_api::level::Level;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::cluster::{AdminPool, InfoMap};
+use crate::clock::now_unix_ms;
+use crate::cluster::{AdminPool, ClusterInfo, InfoMap};
 
 /// Between two sweeps over this host's instances' `INFO`: half of the usual scrape
 /// interval of Prometheus.
@@ -51,8 +52,37 @@ const COUNTERS: &[(&str, &str, &str)] = &[
 
 const UP: &str = "redis_up";
 const DB_KEYS: &str = "redis_db_keys";
+const INFO: &str = "redis_instance_info";
+const START: &str = "redis_start_time_seconds";
+const CLUSTER_STATE: &str = "redis_cluster_state";
 const CPU_SYS: &str = "redis_cpu_sys_seconds_total";
 const CPU_USER: &str = "redis_cpu_user_seconds_total";
+
+/// Counters whose values have a fraction.
+pub(super) const COUNTERS_OF_SECONDS: [&str; 2] = [CPU_SYS, CPU_USER];
+
+/// Fields of `INFO` that become labels of [`INFO`].
+const INFO_LABELS: [&str; 6] =
+    ["role", "redis_version", "redis_mode", "maxmemory_policy", "run_id", "process_id"];
+
+type ClusterFigure = fn(&ClusterInfo) -> f64;
+
+/// `(metric, figure of CLUSTER INFO, help)`; gauges.
+const CLUSTER_GAUGES: &[(&str, ClusterFigure, &str)] = &[
+    (CLUSTER_STATE, |info| f64::from(u8::from(info.state_ok)), "1 if the instance finds the cluster ok"),
+    ("redis_cluster_slots_assigned", |info| info.slots_assigned.into(), "Slots that have a primary"),
+    (
+        "redis_cluster_slots_ok",
+        |info| info.slots_ok.into(),
+        "Slots whose primary is neither suspected nor failed",
+    ),
+    ("redis_cluster_slots_pfail", |info| info.slots_pfail.into(), "Slots whose primary is suspected"),
+    ("redis_cluster_slots_fail", |info| info.slots_fail.into(), "Slots whose primary has failed"),
+    ("redis_cluster_known_nodes", |info| info.known_nodes.into(), "Nodes that the instance knows"),
+    ("redis_cluster_size", |info| info.size.into(), "Primaries that serve slots"),
+    ("redis_cluster_current_epoch", |info| info.current_epoch as f64, "Epoch of the cluster"),
+    ("redis_cluster_my_epoch", |info| info.my_epoch as f64, "Config epoch of the instance or of its primary"),
+];
 const CALLS: &str = "redis_commands_total";
 
 pub(super) fn describe() {
@@ -61,6 +91,11 @@ pub(super) fn describe() {
     describe_gauge!(CPU_SYS, Unit::Seconds, "CPU used in the kernel");
     describe_gauge!(CPU_USER, Unit::Seconds, "CPU used in user space");
     describe_counter!(CALLS, Unit::Count, "Calls of a command");
+    describe_gauge!(INFO, Unit::Count, "1, labelled with what the instance is");
+    describe_gauge!(START, Unit::Seconds, "When the server started, Unix time");
+    for (name, _, help) in CLUSTER_GAUGES {
+        describe_gauge!(*name, Unit::Count, *help);
+    }
     for (name, _, help) in GAUGES {
         describe_gauge!(*name, Unit::Count, *help);
     }
@@ -85,11 +120,17 @@ pub async fn sweep(
         }
         let level = levels.borrow().clone();
         let Some(plan) = &level.plan else { continue };
-        let own = plan.instances_of(host).map(|instance| plan.addr_of(instance)).collect();
-        let answers = tokio::select! {
-            answers = admin.info_all(own) => answers,
+        let own: Vec<_> = plan.instances_of(host).map(|instance| plan.addr_of(instance)).collect();
+        let asked = async { (admin.info_all(own.clone()).await, admin.cluster_info_all(own.clone()).await) };
+        let (answers, views) = tokio::select! {
+            answers = asked => answers,
             () = cancel.cancelled() => return,
         };
+        for (addr, info) in views.into_iter().filter_map(|(addr, view)| Some((addr, view.ok()?))) {
+            for (name, figure, _) in CLUSTER_GAUGES {
+                gauge!(*name, "instance_addr" => addr.to_string()).set(figure(&info));
+            }
+        }
         for (addr, answer) in answers {
             gauge!(UP, "instance_addr" => addr.to_string()).set(if answer.is_ok() { 1.0 } else { 0.0 });
             if let Ok(info) = answer {
@@ -115,6 +156,12 @@ fn set(addr: SocketAddr, info: &InfoMap) {
         if let Some(value) = info.f64(field) {
             gauge!(name, &[label()]).set(value);
         }
+    }
+    let said = INFO_LABELS.iter().map(|&field| (field, info.get(field).unwrap_or_default().to_owned()));
+    let labels: Vec<_> = said.chain([label()]).collect();
+    gauge!(INFO, &labels).set(1.0);
+    if let Some(uptime) = info.u64("uptime_in_seconds") {
+        gauge!(START, &[label()]).set((now_unix_ms() / 1000).saturating_sub(uptime) as f64);
     }
     gauge!(DB_KEYS, &[label(), ("db", "db0".to_owned())]).set(info.keys() as f64);
     for (field, _) in info.iter() {

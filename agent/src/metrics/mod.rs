@@ -8,15 +8,40 @@ pub mod http;
 pub mod instances;
 pub mod own;
 
+use std::time::Duration;
+
 use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
+use metrics_util::MetricKindMask;
+
+/// A series that nobody has set for so long is withdrawn: an instance that does not
+/// answer is not to show its last figures for ever, nor a promoted replica its old role.
+const STALE_AFTER: Duration = Duration::from_secs(30);
+
+/// What a scrape reads. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Exposition(PrometheusHandle);
+
+impl Exposition {
+    /// All metrics in Prometheus' text format.
+    pub fn render(&self) -> String {
+        let mut text = self.0.render();
+        // The recorder's counters are whole numbers: one with a fraction is kept as a
+        // gauge and called here what it is.
+        for name in instances::COUNTERS_OF_SECONDS {
+            text = text.replace(&format!("# TYPE {name} gauge"), &format!("# TYPE {name} counter"));
+        }
+        text
+    }
+}
 
 /// Installs the process's recorder; once per process.
 ///
 /// # Errors
 /// [`BuildError`] if a recorder is installed already.
-pub fn install() -> Result<PrometheusHandle, BuildError> {
-    let handle = PrometheusBuilder::new().install_recorder()?;
+pub fn install() -> Result<Exposition, BuildError> {
+    let builder = PrometheusBuilder::new().idle_timeout(MetricKindMask::ALL, Some(STALE_AFTER));
+    let handle = builder.install_recorder()?;
     own::describe();
     instances::describe();
-    Ok(handle)
+    Ok(Exposition(handle))
 }

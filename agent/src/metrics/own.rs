@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use metrics::{Gauge, Unit, describe_gauge, gauge};
 use redmesh_api::level::PlanStage;
-use redmesh_api::run::{Counts, RunStage};
+use redmesh_api::run::RunStage;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::census::Census;
+use crate::stats;
 use crate::supervisor::InstanceStatus;
 
 /// Between two updates of the gauges.
@@ -95,13 +96,17 @@ pub async fn update(
     statuses: watch::Receiver<Arc<Vec<InstanceStatus>>>,
     cancel: CancellationToken,
 ) {
-    gauge!("redmesh_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    let build_info = gauge!("redmesh_build_info", "version" => env!("CARGO_PKG_VERSION"));
     let gauges = AgentGauges::new();
     let mut ticks = tokio::time::interval(UPDATE_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            _ = ticks.tick() => gauges.set(&census, &statuses.borrow()),
+            _ = ticks.tick() => {
+                // All of them, each time: what is not set is withdrawn.
+                build_info.set(1.0);
+                gauges.set(&census, &statuses.borrow());
+            }
             () = cancel.cancelled() => return,
         }
     }
@@ -126,22 +131,19 @@ impl AgentGauges {
             PlanStage::Formed => 3,
         });
         self.plan_stage.set(f64::from(stage));
-        if let Some(me) = hosts.get(&census.host) {
-            self.instances_planned.set(f64::from(me.observed.planned));
-            self.instances_up.set(f64::from(me.observed.up));
-            self.instances_agreed.set(f64::from(me.observed.agreed));
-        }
+        let observed = hosts.get(&census.host).map(|me| me.observed.clone()).unwrap_or_default();
+        self.instances_planned.set(f64::from(observed.planned));
+        self.instances_up.set(f64::from(observed.up));
+        self.instances_agreed.set(f64::from(observed.agreed));
         self.instance_restarts.set(statuses.iter().map(|status| f64::from(status.restarts)).sum::<f64>());
 
         let run = level.runs.last();
         self.run_active.set(flag(run.is_some_and(|run| run.stage != RunStage::Done)));
-        if let Some(run) = run {
-            let total =
-                census.tallies(run).iter().fold(Counts::default(), |sum, tally| sum.plus(tally.counts));
-            self.run_issued.set(total.issued as f64);
-            self.run_acked.set(total.acked as f64);
-            self.run_failed.set(total.failed as f64);
-            self.run_unknown.set(total.unknown as f64);
-        }
+        let tallies = run.map(|run| census.tallies(run)).unwrap_or_default();
+        let total = stats::total(&tallies);
+        self.run_issued.set(total.issued as f64);
+        self.run_acked.set(total.acked as f64);
+        self.run_failed.set(total.failed as f64);
+        self.run_unknown.set(total.unknown as f64);
     }
 }

@@ -226,7 +226,6 @@ async fn a_password_is_used_and_connections_are_bounded() {
     }
     assert_eq!(pool.connections().len(), 2);
     pool.meet(addrs[0], addrs[1]).await.unwrap();
-    pool.close_idle();
     let refused = AdminPool::new(AdminOptions::default()).cluster_info(addrs[0]).await.unwrap_err();
     assert!(crate::error_chain(&refused).contains("NOAUTH"), "{refused:?}");
 }

@@ -72,7 +72,7 @@ impl Bench {
         let dir = tempfile::tempdir().expect("a directory");
         let (map, slots) = watch::channel(Arc::new(map));
         let (poke, refresh) = mpsc::channel(1);
-        let ledger = ledger_path(dir.path(), spec.run, spec.epoch);
+        let ledger = ledger_path(dir.path(), spec.epoch);
         let handle = Engine::start_with(spec, slots, poke, ledger.clone(), limits).expect("starts");
         Self { handle, map, refresh, ledger, _dir: dir }
     }

@@ -310,7 +310,7 @@ impl QuicTransport {
         let handler = shared.handler().await.ok_or_else(|| refused("this agent is still starting".into()))?;
         let peer = Peer::Agent { id: shared.local.id, name: shared.name.clone(), addr: by };
         let answer = handler.handle(&peer, channel, payload).await;
-        answer.map(Bytes::from).map_err(|error| refused(chain(&error)))
+        answer.map(Bytes::from).map_err(|error| refused(crate::error_chain(&error)))
     }
 
     async fn streams(
@@ -341,18 +341,6 @@ fn endpoint_config(host_secret: &[u8; 32]) -> EndpointConfig {
     let cid_key = u64::from_le_bytes(cid_key);
     config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(cid_key)));
     config
-}
-
-/// An error and its sources on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut words = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        words.push_str(": ");
-        words.push_str(&error.to_string());
-        source = error.source();
-    }
-    words
 }
 
 fn lost(to: SocketAddr, error: FrameError) -> TransportError {

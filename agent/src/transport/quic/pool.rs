@@ -58,7 +58,9 @@ impl From<FrameError> for DialError {
     fn from(error: FrameError) -> Self {
         match error {
             FrameError::Connection(error) => error.into(),
-            error => Self::Unreachable(format!("no proper answer to the hello: {}", super::chain(&error))),
+            error => {
+                Self::Unreachable(format!("no proper answer to the hello: {}", crate::error_chain(&error)))
+            }
         }
     }
 }
@@ -247,10 +249,10 @@ async fn greet(
     certified: &Certified,
     ours: &Hello,
 ) -> Result<Hello, DialError> {
-    let bytes = codec::encode(ours).map_err(|error| DialError::Unreachable(super::chain(&error)))?;
+    let bytes = codec::encode(ours).map_err(|error| DialError::Unreachable(crate::error_chain(&error)))?;
     let streams = connection.open_bi().await?;
     let reply = frames::exchange(streams, Channel::Hello, &bytes).await?.map_err(DialError::Refused)?;
-    match codec::decode(&reply).map_err(|error| DialError::Refused(super::chain(&error)))? {
+    match codec::decode(&reply).map_err(|error| DialError::Refused(crate::error_chain(&error)))? {
         HelloReply::Refused { reason } => Err(DialError::Refused(frames::readable(reason.as_bytes()))),
         HelloReply::Welcome(theirs) => {
             hello::judge(&theirs, certified, ours).map_err(DialError::Refused)?;

@@ -136,7 +136,7 @@ async fn admit(shared: &Arc<Shared>, incoming: Incoming) -> Result<Inbound, Stri
     let (mut send, _recv, (channel, payload)) = match timeout(HELLO_TIMEOUT, first).await {
         Ok(Ok(first)) => first,
         Ok(Err(FrameError::Connection(error))) => return Err(say(error)),
-        Ok(Err(error)) => return Err(refuse(super::chain(&error))),
+        Ok(Err(error)) => return Err(refuse(crate::error_chain(&error))),
         Err(_) => return Err(refuse(format!("no hello within {} s", HELLO_TIMEOUT.as_secs()))),
     };
     if channel != Channel::Hello {
@@ -155,7 +155,7 @@ fn judge(
     certified: &Certified,
     payload: &[u8],
 ) -> Result<Hello, String> {
-    let theirs: Hello = codec::decode(payload).map_err(|error| super::chain(&error))?;
+    let theirs: Hello = codec::decode(payload).map_err(|error| crate::error_chain(&error))?;
     hello::judge(&theirs, certified, &shared.hello())?;
     let (closing, newer) = shared.lives.lock().unwrap_or_else(PoisonError::into_inner).admit(
         &theirs,
@@ -181,7 +181,7 @@ async fn answer_hello(
         Ok(_) => HelloReply::Welcome(shared.hello()),
         Err(reason) => HelloReply::Refused { reason: reason.clone() },
     };
-    let bytes = codec::encode(&reply).map_err(|error| super::chain(&error));
+    let bytes = codec::encode(&reply).map_err(|error| crate::error_chain(&error));
     let bytes = bytes.as_deref().map_err(String::as_str);
     let written = timeout(HELLO_TIMEOUT, frames::write_reply(send, Channel::Hello, bytes)).await;
     if let Err(reason) = judged {
@@ -271,7 +271,7 @@ async fn serve_request(
         }
         Ok(Ok((channel, payload))) => (channel, answer(&shared, &inbound, channel, payload).await),
         Ok(Err(error @ (FrameError::Codec(_) | FrameError::Truncated { .. }))) => {
-            (Channel::Control, Err(super::chain(&error)))
+            (Channel::Control, Err(crate::error_chain(&error)))
         }
         Ok(Err(_)) => return,
         Err(_) => return frames::abandon(&mut send, &mut recv, STREAM_TIMEOUT_CODE),
@@ -280,7 +280,7 @@ async fn serve_request(
     match timeout(FRAME_TIMEOUT, frames::write_reply(&mut send, channel, reply)).await {
         Ok(Err(error @ FrameError::Codec(_))) => {
             // The answer is too large for a frame: say that instead.
-            let reason = super::chain(&error);
+            let reason = crate::error_chain(&error);
             let _ = timeout(FRAME_TIMEOUT, frames::write_reply(&mut send, channel, Err(&reason))).await;
         }
         // Whoever asked is gone.
@@ -300,7 +300,7 @@ async fn answer(
         return Err(reason);
     }
     let handler = shared.handler().await.ok_or("this agent is still starting: try again")?;
-    handler.handle(&inbound.peer(), channel, payload).await.map_err(|error| super::chain(&error))
+    handler.handle(&inbound.peer(), channel, payload).await.map_err(|error| crate::error_chain(&error))
 }
 
 /// What a role may send on a stream that is to be answered.
@@ -332,7 +332,7 @@ async fn greet_again(shared: &Arc<Shared>, inbound: &Inbound, send: &mut SendStr
 }
 
 fn rejudge(shared: &Shared, inbound: &Inbound, payload: &[u8]) -> Result<Hello, String> {
-    let theirs: Hello = codec::decode(payload).map_err(|error| super::chain(&error))?;
+    let theirs: Hello = codec::decode(payload).map_err(|error| crate::error_chain(&error))?;
     hello::judge(&theirs, &inbound.certified, &shared.hello())?;
     match inbound.hello() {
         Some(first) if (first.id, first.boot_id, first.addr) == (theirs.id, theirs.boot_id, theirs.addr) => {
