@@ -1,7 +1,7 @@
 //! The one place where everything is wired together: build, run, drain.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,6 +41,10 @@ use crate::transport::quic::{LocalPeer, QuicOptions, QuicTransport};
 /// Time for load threads to drain and publish their last counts when the agent stops.
 const DRAIN_SHARES: Duration = Duration::from_secs(5);
 
+/// Gossip rounds in which a stopping agent's last counts reach somebody: each goes to
+/// several peers, so the first that is sent will mostly do.
+const FAREWELL_ROUNDS: u32 = 3;
+
 /// Between two looks at what the service manager should be told.
 const NOTIFY_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -54,6 +58,10 @@ struct Running {
     control: Control,
     tasks: JoinSet<&'static str>,
     cancel: CancellationToken,
+    /// For the last counts to be gossiped.
+    farewell: Duration,
+    /// Holds the state directory's lock until nothing uses the directory any more.
+    host: HostIdentity,
 }
 
 /// Runs an agent until `stop` is cancelled.
@@ -195,15 +203,14 @@ async fn build(config: Config) -> Result<Running> {
         views::watch_views(host.id(), levels_cell.subscribe(), admin.clone(), viewed, cancel.clone());
     tasks.spawn(named("views", watching));
     let sources = Sources {
-        levels: levels_cell.subscribe(),
+        levels: levels_cell.clone(),
         statuses: supervisor.statuses(),
         views: seen,
         refused: refusals,
         shares: shares.clone(),
     };
     tasks.spawn(named("observed", instances::publish(host.id(), sources, mesh.clone(), cancel.clone())));
-    let driving =
-        shares::drive(shares.clone(), levels_cell.subscribe(), admin.clone(), mesh.clone(), cancel.clone());
+    let driving = shares::drive(shares.clone(), census.clone(), admin.clone(), mesh.clone(), cancel.clone());
     tasks.spawn(named("shares", driving));
 
     // The mesh: its beginning, and its coordinator wherever that is.
@@ -216,6 +223,9 @@ async fn build(config: Config) -> Result<Running> {
     tasks.spawn(named("bootstrap", bootstrap.run(waiting, cancel.clone())));
     let coordinator = Coordinator::new(census.clone(), consensus.clone(), transport.clone(), orders);
     tasks.spawn(named("coordinator", coordinator.run(cancel.clone())));
+
+    let stopped = watch_consensus(consensus.clone(), config.state_dir.clone(), cancel.clone());
+    tasks.spawn(named("consensus", stopped));
 
     // Watching.
     tasks.spawn(named("rates", rates.run(census.clone(), cancel.clone())));
@@ -232,16 +242,8 @@ async fn build(config: Config) -> Result<Running> {
             }
         }));
     }
-    // The lock on the state directory lives as long as the agent.
-    tasks.spawn(named("state lock", {
-        let cancel = cancel.clone();
-        async move {
-            cancel.cancelled().await;
-            drop(host);
-        }
-    }));
-
-    Ok(Running { shares, mesh, supervisor, consensus, transport, control, tasks, cancel })
+    let farewell = config.mesh.gossip_interval * FAREWELL_ROUNDS;
+    Ok(Running { shares, mesh, supervisor, consensus, transport, control, tasks, cancel, farewell, host })
 }
 
 /// Names a task, so that one that ends can be told.
@@ -264,6 +266,19 @@ async fn announce_mesh_id(
             changed = levels.changed() => if changed.is_err() { return },
             () = cancel.cancelled() => return,
         }
+    }
+}
+
+/// Ends when the Raft node has stopped for good: only a new start can open its store
+/// again, and the service manager tries that until it succeeds. The servers stay.
+async fn watch_consensus(consensus: Consensus, state_dir: PathBuf, cancel: CancellationToken) {
+    tokio::select! {
+        reason = consensus.stopped() => error!(
+            reason,
+            "the Raft store failed, the agent must be started again: check free space under {}",
+            state_dir.display()
+        ),
+        () = cancel.cancelled() => {}
     }
 }
 
@@ -301,12 +316,16 @@ async fn watch_over(running: &mut Running, stop: &CancellationToken) -> Result<(
 }
 
 async fn drain(running: Running) {
-    let Running { shares, mesh, supervisor, consensus, transport, mut tasks, cancel, .. } = running;
-    shares.drain(&mesh, DRAIN_SHARES).await;
+    let Running { shares, mesh, supervisor, consensus, transport, mut tasks, cancel, farewell, host, .. } =
+        running;
+    if shares.drain(&mesh, DRAIN_SHARES).await {
+        tokio::time::sleep(farewell).await;
+    }
     cancel.cancel();
     while tasks.join_next().await.is_some() {}
     supervisor.shutdown().await;
     consensus.shutdown().await;
     mesh.shutdown().await;
     transport.close().await;
+    drop(host);
 }

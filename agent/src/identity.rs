@@ -9,7 +9,7 @@
 mod tests;
 
 use std::fmt;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -17,6 +17,8 @@ use std::path::{Path, PathBuf};
 use redmesh_api::ids::HostId;
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
+
+use crate::files;
 
 /// Bytes of the host's secret.
 pub const SECRET_BYTES: usize = 32;
@@ -29,7 +31,7 @@ const FILE_BYTES_MAX: u64 = 64 * 1024;
 pub enum IdentityError {
     /// Some agent holds the lock.
     #[error(
-        "another redmesh-agent (pid {pid}) uses {}: stop it, or give this one a `state_dir` of its own", .dir.display()
+        "another redmesh-agent (pid {pid}) uses {}: stop it, or give this one a state.dir of its own", .dir.display()
     )]
     InUse {
         /// The state directory.
@@ -124,7 +126,7 @@ impl HostIdentity {
         };
         let text = toml::to_string(&HostFile { id, generation })
             .map_err(|error| damaged(state_dir, &host_path, error.to_string()))?;
-        replace(&host_path, text.as_bytes(), 0o644)?;
+        files::replace(&host_path, text.as_bytes(), 0o644).map_err(io_error("write", &host_path))?;
         Ok(Self { id, generation, secret, _lock: lock })
     }
 
@@ -218,34 +220,8 @@ fn secret(dir: &Path, host_known: bool) -> Result<[u8; SECRET_BYTES], IdentityEr
         None if host_known => Err(damaged(dir, &path, "missing, though host.toml is there".into())),
         None => {
             let secret: [u8; SECRET_BYTES] = rand::random();
-            replace(&path, &secret, 0o600)?;
+            files::replace(&path, &secret, files::PRIVATE).map_err(io_error("write", &path))?;
             Ok(secret)
         }
     }
-}
-
-/// Writes a file so that after a crash at any moment either the old or the new one is
-/// there, whole.
-fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), IdentityError> {
-    let temporary = path.with_extension("new");
-    // What an earlier crash left behind may bear another mode.
-    match fs::remove_file(&temporary) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            return Err(io_error("remove", &temporary)(error));
-        }
-        _ => {}
-    }
-    let written = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(&temporary)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-        .and_then(|()| fs::rename(&temporary, path));
-    if let Err(error) = written {
-        let _ = fs::remove_file(&temporary);
-        return Err(io_error("write", path)(error));
-    }
-    let dir = path.parent().expect("a file inside the state directory has a parent");
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(io_error("sync", dir))
 }

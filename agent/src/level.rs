@@ -5,14 +5,16 @@
 //! another mesh too. The level is kept on disk before anybody acts on it, so that a
 //! restarted agent runs its instances without asking anyone and still knows its fence.
 
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use redmesh_api::codec::{self, CodecError};
 use redmesh_api::ids::MeshId;
 use redmesh_api::level::{Level, Stamp};
 use tokio::sync::watch;
+
+use crate::files;
 
 const FILE_NAME: &str = "level.bin";
 
@@ -47,6 +49,9 @@ pub enum LevelError {
         #[source]
         source: io::Error,
     },
+    /// The agent is stopping.
+    #[error("the level was not kept, because the agent is stopping")]
+    Interrupted,
     /// The file holds something else.
     #[error(
         "{} is damaged: move it away, this host then asks the others for the level",
@@ -73,6 +78,8 @@ struct Inner {
     /// Serialises accept: compare, write, publish.
     writing: Mutex<()>,
     newest: watch::Sender<Arc<Level>>,
+    /// Why the newest level could not be kept.
+    problem: Mutex<Option<String>>,
 }
 
 impl LevelCell {
@@ -90,7 +97,9 @@ impl LevelCell {
             Err(source) => return Err(LevelError::Io { path, source }),
         };
         let newest = watch::Sender::new(Arc::new(level));
-        Ok(Self { inner: Arc::new(Inner { path, writing: Mutex::new(()), newest }) })
+        Ok(Self {
+            inner: Arc::new(Inner { path, writing: Mutex::new(()), newest, problem: Mutex::new(None) }),
+        })
     }
 
     /// Follows the newest level.
@@ -103,12 +112,29 @@ impl LevelCell {
         self.inner.newest.borrow().clone()
     }
 
-    /// Takes `level` if it is newer; `false` if it is the one that is here.
+    /// Why a newer level could not be taken, until one is.
+    pub fn problem(&self) -> Option<String> {
+        self.inner.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn note(&self, problem: Option<String>) {
+        *self.inner.problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
+    }
+
+    /// Takes `level` if it is newer; `false` if it is the one that is here. Everybody
+    /// who brings one brings what Raft has committed.
     ///
     /// # Errors
     /// [`LevelError`]; the newest level then stays what it was.
-    pub fn accept(&self, level: Arc<Level>) -> Result<bool, LevelError> {
-        let _writing = self.inner.writing.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    pub async fn accept(&self, level: Arc<Level>) -> Result<bool, LevelError> {
+        let cell = self.clone();
+        let blocking = tokio::task::spawn_blocking(move || cell.accept_blocking(level));
+        blocking.await.unwrap_or(Err(LevelError::Interrupted))
+    }
+
+    /// The same, waiting for the disk.
+    fn accept_blocking(&self, level: Arc<Level>) -> Result<bool, LevelError> {
+        let _writing = self.inner.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let newest = self.get();
         if let (Some(ours), Some(theirs)) = (newest.mesh, level.mesh)
             && ours != theirs
@@ -124,22 +150,14 @@ impl LevelCell {
         let io_error = |source| LevelError::Io { path: self.inner.path.clone(), source };
         let bytes = codec::encode(&*level)
             .map_err(|source| LevelError::Corrupt { path: self.inner.path.clone(), source })?;
-        write_atomically(&self.inner.path, &bytes).map_err(io_error)?;
+        let written = files::replace(&self.inner.path, &bytes, files::PRIVATE).map_err(io_error);
+        if let Err(error) = written {
+            self.note(Some(crate::error_chain(&error)));
+            return Err(error);
+        }
+        self.note(None);
         self.inner.newest.send_replace(level);
         Ok(true)
-    }
-}
-
-/// A reader of `path` sees the old bytes or the new ones, also after a crash.
-fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let temporary = path.with_extension("tmp");
-    let mut file = std::fs::File::create(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&temporary, path)?;
-    match path.parent() {
-        Some(dir) => std::fs::File::open(dir)?.sync_all(),
-        None => Ok(()),
     }
 }
 
@@ -159,23 +177,38 @@ mod tests {
     fn an_older_fence_is_refused_also_after_a_restart() {
         let dir = tempfile::tempdir().expect("temp dir");
         let cell = LevelCell::open(dir.path()).expect("open");
-        assert!(cell.accept(level(2, 9)).expect("newer"));
-        assert!(!cell.accept(level(2, 9)).expect("the same"));
-        assert!(matches!(cell.accept(level(1, 50)), Err(LevelError::Stale { .. })));
+        assert!(cell.accept_blocking(level(2, 9)).expect("newer"));
+        assert!(!cell.accept_blocking(level(2, 9)).expect("the same"));
+        assert!(matches!(cell.accept_blocking(level(1, 50)), Err(LevelError::Stale { .. })));
         let again = LevelCell::open(dir.path()).expect("reopen");
         assert_eq!(again.get().stamp, level(2, 9).stamp);
-        assert!(matches!(again.accept(level(2, 8)), Err(LevelError::Stale { .. })));
-        assert!(again.accept(level(3, 1)).expect("newer"));
+        assert!(matches!(again.accept_blocking(level(2, 8)), Err(LevelError::Stale { .. })));
+        assert!(again.accept_blocking(level(3, 1)).expect("newer"));
+    }
+
+    #[test]
+    fn a_level_that_can_not_be_kept_is_told_and_taken_later() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let state = dir.path().join("state");
+        std::fs::create_dir(&state).expect("a directory");
+        let cell = LevelCell::open(&state).expect("open");
+        std::fs::remove_dir(&state).expect("remove it");
+        assert!(matches!(cell.accept_blocking(level(1, 1)), Err(LevelError::Io { .. })));
+        assert!(cell.problem().is_some_and(|words| words.contains("check free space")));
+        assert_eq!(cell.get().stamp, Stamp::default(), "nobody acts on it");
+        std::fs::create_dir(&state).expect("a directory");
+        assert!(cell.accept_blocking(level(1, 1)).expect("the same level again"));
+        assert_eq!(cell.problem(), None);
     }
 
     #[test]
     fn another_mesh_is_refused() {
         let dir = tempfile::tempdir().expect("temp dir");
         let cell = LevelCell::open(dir.path()).expect("open");
-        cell.accept(level(1, 1)).expect("first");
+        cell.accept_blocking(level(1, 1)).expect("first");
         let mut other = Level::clone(&level(5, 5));
         other.mesh = Some(MeshId(Uuid::from_u128(2)));
-        assert!(matches!(cell.accept(Arc::new(other)), Err(LevelError::OtherMesh { .. })));
+        assert!(matches!(cell.accept_blocking(Arc::new(other)), Err(LevelError::OtherMesh { .. })));
     }
 
     #[test]

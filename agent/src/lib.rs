@@ -4,6 +4,8 @@
 //! it, and `supervisor`, `cluster` and `load` never import each other. Decisions are
 //! pure functions of state, time and randomness passed in; effects live at the edge.
 
+pub mod clock;
+pub mod files;
 pub mod config;
 pub mod identity;
 pub mod transport;

@@ -9,7 +9,7 @@ use redmesh_api::codec::Channel;
 use redmesh_api::control::{ControlReply, ControlRequest, InstanceView, Refusal};
 use redmesh_api::ids::RunId;
 use redmesh_api::level::{Level, Stamp};
-use redmesh_api::run::{ServerSample, Tally};
+use redmesh_api::run::{ServerSample, ShareDetail, Tally};
 use serde::{Deserialize, Serialize};
 
 use crate::consensus::{Pledge, PledgeReply};
@@ -83,8 +83,8 @@ pub enum PeerReply {
 pub struct ShareReport {
     /// One per epoch of this host.
     pub tallies: Vec<Tally>,
-    /// Service times in microseconds, an encoded HDR histogram; empty if none.
-    pub histogram: Vec<u8>,
+    /// What is kept beside them; an epoch whose agent was killed has none.
+    pub details: Vec<ShareDetail>,
 }
 
 /// One request to the agent at `to`.
@@ -132,7 +132,7 @@ mod tests {
             PeerReply::Stale { newest: Stamp::default() },
             PeerReply::Samples { samples: Vec::new(), missing: vec!["x".to_owned()] },
             PeerReply::Views(Vec::new()),
-            PeerReply::Report(ShareReport { tallies: vec![tally], histogram: vec![1, 2] }),
+            PeerReply::Report(ShareReport { tallies: vec![tally], details: Vec::new() }),
             PeerReply::Control(Box::new(ControlReply::Runs(Vec::new()))),
             PeerReply::Refused(refusal),
         ] {

@@ -227,7 +227,8 @@ struct Failure {
     sent: bool,
 }
 
-fn repeatable(request: &ControlRequest) -> bool {
+/// Whether carrying it out twice is as good as once.
+pub fn repeatable(request: &ControlRequest) -> bool {
     match request {
         ControlRequest::RunStart(_) => false,
         ControlRequest::Members
@@ -236,7 +237,8 @@ fn repeatable(request: &ControlRequest) -> bool {
         | ControlRequest::ClusterCheck
         | ControlRequest::RunStop(_)
         | ControlRequest::RunList
-        | ControlRequest::RunShow { .. } => true,
+        | ControlRequest::RunShow { .. }
+        | ControlRequest::RunDetail(_) => true,
     }
 }
 

@@ -10,13 +10,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use redmesh_api::control::{
-    ClusterCheck, ClusterStatus, ControlReply, ControlRequest, Members, Refusal, RefusalKind, RunRef, RunView,
+    ClusterCheck, ClusterStatus, ControlReply, ControlRequest, Members, Refusal, RefusalKind, RunDetail,
+    RunRef, RunView,
 };
 use redmesh_api::level::{ClusterPlan, ClusterSpec};
 use redmesh_api::run::{Run, RunSpec};
 use redmesh_api::tls::Identity;
 
-use crate::client::{Client, ClientError};
+use crate::client::{self, Client, ClientError};
 use crate::exit::Exit;
 
 /// Port of an agent whose address was given without one.
@@ -53,7 +54,11 @@ impl SessionError {
             Self::Client(
                 ClientError::Unreachable { .. } | ClientError::Timeout { .. } | ClientError::Lost { .. },
             ) => Exit::Unreachable,
-            Self::Refused(refusal) if refusal.kind == RefusalKind::NoCoordinator => Exit::Unreachable,
+            Self::Refused(refusal)
+                if matches!(refusal.kind, RefusalKind::NoCoordinator | RefusalKind::Deadline) =>
+            {
+                Exit::Unreachable
+            }
             Self::Client(_) | Self::Refused(_) | Self::Unexpected { .. } => Exit::Failed,
         }
     }
@@ -122,7 +127,8 @@ impl Session {
 
     /// As [`Self::request`], and again while the mesh has no coordinator, until the
     /// timeout. A request refused for want of a coordinator was not carried out, so
-    /// putting it again can't do it twice.
+    /// putting it again can't do it twice; one whose fate is open is put again only where
+    /// twice is as good as once.
     async fn request_of_coordinator(
         &mut self,
         request: &ControlRequest,
@@ -131,7 +137,7 @@ impl Session {
         loop {
             match self.request(request).await {
                 Err(SessionError::Refused(refusal))
-                    if refusal.kind == RefusalKind::NoCoordinator && Instant::now() < until =>
+                    if may_repeat(refusal.kind, request) && Instant::now() < until =>
                 {
                     tokio::time::sleep(NO_COORDINATOR_PAUSE).await;
                 }
@@ -200,12 +206,28 @@ impl Session {
         }
     }
 
+    /// One run with all that its hosts kept of it.
+    pub async fn run_detail(&mut self, run: RunRef) -> Result<RunDetail, SessionError> {
+        match self.request(&ControlRequest::RunDetail(run)).await? {
+            ControlReply::RunDetail(detail) => Ok(detail),
+            _ => Err(self.unexpected("RunDetail")),
+        }
+    }
+
     /// One run; `latency` also pulls the hosts' histograms.
     pub async fn run_show(&mut self, run: RunRef, latency: bool) -> Result<RunView, SessionError> {
         match self.request(&ControlRequest::RunShow { run, latency }).await? {
             ControlReply::Run(view) => Ok(view),
             _ => Err(self.unexpected("RunShow")),
         }
+    }
+}
+
+fn may_repeat(kind: RefusalKind, request: &ControlRequest) -> bool {
+    match kind {
+        RefusalKind::NoCoordinator => true,
+        RefusalKind::Deadline => client::repeatable(request),
+        _ => false,
     }
 }
 
@@ -276,6 +298,17 @@ mod tests {
         assert_eq!(resolve("127.0.0.3").unwrap(), "127.0.0.3:7379".parse().unwrap());
         assert_eq!(resolve("::1").unwrap(), "[::1]:7379".parse().unwrap());
         assert_eq!(crate::exit::of_error(&resolve("no port here").unwrap_err()), Exit::Usage);
+    }
+
+    #[test]
+    fn a_run_whose_fate_is_open_is_not_started_again() {
+        let until = redmesh_api::run::RunUntil::Writes(1);
+        let spec = RunSpec { workload: String::new(), workers: 1, load_hosts: None, until };
+        let start = ControlRequest::RunStart(spec);
+        assert!(may_repeat(RefusalKind::NoCoordinator, &start));
+        assert!(!may_repeat(RefusalKind::Deadline, &start));
+        assert!(may_repeat(RefusalKind::Deadline, &ControlRequest::RunStop(RunRef::Latest)));
+        assert!(!may_repeat(RefusalKind::Conflict, &ControlRequest::Members));
     }
 
     #[test]

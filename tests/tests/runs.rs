@@ -61,6 +61,21 @@ fn a_run_closes_to_the_last_write_and_every_agent_knows_the_total() {
         let listed = mesh.json_at(host, &["run", "list"]);
         assert_eq!(listed["runs"].as_array().map(Vec::len), Some(1));
     }
+    // What the hosts kept beside the counts adds up to them, also on file after the run.
+    let detail = &mesh.json_at(0, &["run", "show", &id[..8]])["detail"];
+    let over_time = detail["timeline"]["acked"].as_array().expect("a timeline");
+    assert_eq!(over_time.iter().map(count).sum::<u64>(), 50_021, "{detail}");
+    assert!(count(&detail["worker_writes"]["min"]) > 0, "no worker starved: {detail}");
+    assert_eq!(detail["missing"], Value::Array(vec![]), "{detail}");
+    let exported = mesh.json_at(1, &["run", "export", &id[..8], "--out", "run.hlog"]);
+    assert_eq!(exported["histograms"], 3);
+    let log = std::fs::read_to_string(mesh.dir().join("run.hlog")).expect("the log is there");
+    assert!(log.contains("#[StartTime: ") && log.contains("Tag=host-2"), "{log}");
+
+    // Fewer writes than workers: some shares have nothing to do, and the run ends.
+    let few = mesh.json_at(2, &["run", "start", "--workers", "30", "--writes", "2"]);
+    assert_eq!((count(&few["run"]["acked"]), &few["ledger"]["ok"]), (2, &Value::Bool(true)), "{few}");
+
     // Keys and values have the documented shape.
     let key = mesh.redis_cli(0, 6379, &["RANDOMKEY"]);
     let (uuid, number) = key.rsplit_once('-').expect("<uuid>-<n>");
@@ -92,6 +107,14 @@ fn a_run_is_counted_live_by_a_host_that_does_not_coordinate_and_stopped_on_reque
     assert_eq!(closed["ledger"]["ok"], true, "{closed}");
     assert_eq!(count(&closed["ledger"]["dbsize"]), count(&closed["run"]["acked"]), "{closed}");
     assert!(count(&closed["run"]["acked"]) >= count(&early["run"]["acked"]), "counters only grow");
+
+    // Most hosts have nothing to write, which is an account to close too.
+    let single = mesh.json_at(other, &["run", "start", "--workers", "9", "--writes", "1"]);
+    assert_eq!(
+        (count(&single["run"]["acked"]), &single["ledger"]["ok"]),
+        (1, &Value::Bool(true)),
+        "{single}"
+    );
 }
 
 #[test]

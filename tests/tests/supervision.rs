@@ -66,6 +66,45 @@ fn a_killed_server_comes_back_under_the_same_node_id() {
 }
 
 #[test]
+fn a_killed_primary_stays_away_until_its_replica_has_its_keys() {
+    let mesh = MeshBuilder::new(3).ready();
+    let create =
+        ["cluster", "create", "--instances-per-host", "2", "--replicas", "1", "--node-timeout", "1000"];
+    mesh.ok_at(0, &create);
+    mesh.ok_at(0, &["run", "start", "--workers", "10", "--writes", "3000"]);
+    until("every replica to be in sync", SOON, || {
+        let synced = |host, port| {
+            let info = mesh.redis_cli(host, port, &["INFO", "replication"]);
+            info.contains("role:master") || info.contains("master_link_status:up")
+        };
+        (0..3).all(|host| synced(host, 6379) && synced(host, 6380)).then_some(())
+    });
+    let keys = || {
+        let role = |host, port| mesh.redis_cli(host, port, &["ROLE"]).starts_with("master");
+        let size = |host, port| mesh.redis_cli(host, port, &["DBSIZE"]).parse::<u64>().unwrap_or(0);
+        (0..3)
+            .flat_map(|host| [(host, 6379), (host, 6380)])
+            .filter(|&(host, port)| role(host, port))
+            .map(|(host, port)| size(host, port))
+            .sum::<u64>()
+    };
+    assert_eq!(keys(), 3000);
+    let primary = |port| mesh.redis_cli(2, port, &["ROLE"]).starts_with("master");
+    let port = [6379, 6380].into_iter().find(|&port| primary(port)).expect("a primary on each host");
+    let victim = mesh
+        .servers_of(2)
+        .into_iter()
+        .find(|server| server.dir.ends_with(port.to_string()))
+        .expect("its process");
+    send(&victim, Signal::KILL);
+    until("it to come back as a replica", SOON, || {
+        mesh.redis_cli(2, port, &["ROLE"]).starts_with("slave").then_some(())
+    });
+    await_whole(&mesh, 0, 6);
+    assert_eq!(keys(), 3000, "no key is lost");
+}
+
+#[test]
 fn a_directive_that_redis_refuses_ends_in_its_own_words() {
     let mesh = MeshBuilder::new(3).config("[redis.directives]\nmaxmemory-policy = \"whatever\"\n").ready();
     let output = mesh.ctl_at(0, &["cluster", "create", "--instances-per-host", "1", "--deadline", "6"]);

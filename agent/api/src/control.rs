@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{HostId, MeshId};
 use crate::level::{ClusterPlan, ClusterSpec, PlanStage, Stamp};
-use crate::run::{LatencySummary, Run, RunSpec, Tally};
+use crate::run::{LatencySummary, Run, RunSpec, ShareDetail, Tally};
 
 /// A request; each is answered by the [`ControlReply`] variant named beside it or
 /// by [`ControlReply::Refused`].
@@ -34,6 +34,8 @@ pub enum ControlRequest {
         /// Also pull the hosts' histograms (else `latency` is `None` in mid-run).
         latency: bool,
     },
+    /// One run with all that its hosts kept. → `RunDetail`
+    RunDetail(RunRef),
 }
 
 /// Names a run.
@@ -65,6 +67,8 @@ pub enum ControlReply {
     RunStarted(Run),
     /// See [`ControlRequest::RunShow`].
     Run(RunView),
+    /// See [`ControlRequest::RunDetail`].
+    RunDetail(RunDetail),
     /// See [`ControlRequest::RunList`].
     Runs(Vec<RunView>),
     /// Not done, and why.
@@ -85,7 +89,7 @@ pub struct Refusal {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RefusalKind {
-    /// No coordinator with a fresh quorum at the moment: try again.
+    /// No coordinator with a fresh quorum at the moment. Nothing was done: try again.
     NoCoordinator,
     /// The request itself can't be carried out as it stands.
     Invalid,
@@ -95,7 +99,8 @@ pub enum RefusalKind {
     NotFound,
     /// The certificate's role doesn't allow it.
     Forbidden,
-    /// It did not finish in time; what it was waiting for is in the message.
+    /// It did not finish in time, and may have been carried out or not; what it was
+    /// waiting for is in the message.
     Deadline,
     /// The agent failed; its log has more.
     Internal,
@@ -258,4 +263,15 @@ pub struct RunView {
     pub latency: Option<LatencySummary>,
     /// What it is waiting for, in words, when a share is silent.
     pub waiting_for: Option<String>,
+}
+
+/// A run with all that its hosts kept of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunDetail {
+    /// The run.
+    pub view: RunView,
+    /// One per host and epoch that could be had.
+    pub details: Vec<ShareDetail>,
+    /// What could not, in words.
+    pub missing: Vec<String>,
 }

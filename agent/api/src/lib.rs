@@ -9,6 +9,7 @@
 pub mod codec;
 pub mod control;
 pub mod frames;
+pub mod histogram;
 pub mod ids;
 pub mod level;
 pub mod limits;

@@ -148,6 +148,41 @@ pub struct Tally {
     pub counts: Counts,
 }
 
+/// What one (host, epoch) kept beside its counts: too large for gossip and for the
+/// replicated state, so it stays on its host and is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShareDetail {
+    /// Who.
+    pub host: HostId,
+    /// Which life of its agent.
+    pub epoch: u32,
+    /// When it began to issue, Unix milliseconds by its host's clock.
+    pub started_unix_ms: u64,
+    /// Seconds that one point of `acked` stands for.
+    pub resolution_s: u32,
+    /// Writes acked in each interval since the start.
+    pub acked: Vec<u64>,
+    /// Fewest acked writes of any one worker.
+    pub worker_acked_min: u64,
+    /// Most acked writes of any one worker.
+    pub worker_acked_max: u64,
+    /// What went wrong, by kind.
+    pub errors: Vec<ErrorCount>,
+    /// Service times in microseconds, see [`crate::histogram`]; empty if it was lost.
+    pub histogram: Vec<u8>,
+}
+
+/// One kind of error that load threads met with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorCount {
+    /// The server's error code, or what failed.
+    pub kind: String,
+    /// How often.
+    pub count: u64,
+    /// Its first message.
+    pub first: String,
+}
+
 /// One instance's own figures, read with `INFO` and `DBSIZE`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ServerSample {

@@ -141,7 +141,7 @@ pub enum PlanError {
     },
     /// An address that nobody can be reached at.
     #[error(
-        "host {name:?} would announce {ip}, at which nobody can reach it: set redis.bind to its own address"
+        "host {name:?} would announce {ip}, at which nobody can reach it: set redis.ip to its own address"
     )]
     Address {
         /// The host.

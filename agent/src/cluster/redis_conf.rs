@@ -5,6 +5,7 @@
 //! directive can smuggle in another one.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -30,7 +31,7 @@ pub fn clients_needed(instances: usize) -> u32 {
 }
 
 /// What goes into one instance's `redis.conf`.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct RedisConf {
     /// Address that it binds and announces.
     pub addr: SocketAddr,
@@ -46,6 +47,18 @@ pub struct RedisConf {
     /// The user's directives, each with all its values (one line a value; several
     /// words in a value are several arguments). They replace a default of that name.
     pub directives: Vec<(String, Vec<String>)>,
+}
+
+impl fmt::Debug for RedisConf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The directives' values may be passwords.
+        let names: Vec<_> = self.directives.iter().map(|(name, _)| name).collect();
+        f.debug_struct("RedisConf")
+            .field("addr", &self.addr)
+            .field("dir", &self.dir)
+            .field("directives", &names)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A directive that can't be written.
@@ -80,12 +93,10 @@ pub enum DirectiveError {
         problem: &'static str,
     },
     /// Unbalanced quotes.
-    #[error("redis.directives: the value {value:?} of {name:?} has unbalanced quotes")]
+    #[error("redis.directives: the value of {name:?} has unbalanced quotes")]
     Quotes {
-        /// The directive.
+        /// The directive; never its value, which may be a password.
         name: String,
-        /// The value.
-        value: String,
     },
     /// Too many.
     #[error("redis.directives has {got} lines, more than {DIRECTIVES_MAX}")]
@@ -104,7 +115,7 @@ pub enum DirectiveError {
 /// Directives that are redmesh's own, with the reason.
 const OWNED: &[(&str, &str)] = &[
     ("port", "ports follow from redis.base_port"),
-    ("bind", "set redis.bind instead"),
+    ("bind", "set redis.ip instead"),
     ("dir", "each instance has its own directory under redis.data_dir"),
     ("logfile", "the agent reads redis.log to say why a server ended"),
     ("pidfile", "the agent finds its servers by directory, not by file"),
@@ -202,6 +213,8 @@ impl RedisConf {
             ("appendonly", "no".to_owned()),
             ("save", String::new()),
             ("protected-mode", "no".into()),
+            // A replica that has not synced yet can't take over: don't wait for company.
+            ("repl-diskless-sync-delay", "0".into()),
             ("tcp-backlog", backlog.to_string()),
             ("maxclients", self.clients_needed.to_string()),
         ] {
@@ -254,10 +267,7 @@ fn push_word(text: &mut String, word: &str) {
 /// with a backslash before a quote or a backslash inside double quotes. An empty value
 /// is one empty word, as in `save ""`.
 fn split_words(name: &str, value: &str) -> Result<Vec<String>, DirectiveError> {
-    let unbalanced = || DirectiveError::Quotes {
-        name: name.chars().take(80).collect(),
-        value: value.chars().take(80).collect(),
-    };
+    let unbalanced = || DirectiveError::Quotes { name: name.chars().take(80).collect() };
     if value.chars().any(|c| c.is_control() && c != '\t') {
         let name = name.chars().take(80).collect();
         return Err(DirectiveError::Value { name, problem: "has a line break or another control character" });

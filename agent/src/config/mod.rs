@@ -10,6 +10,7 @@ mod raw;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -62,7 +63,7 @@ pub struct MeshConfig {
 }
 
 /// `[redis]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct RedisConfig {
     /// Server's executable, a name in `PATH` or a path; `None` looks for
     /// `redis-server`, then `valkey-server`.
@@ -77,6 +78,20 @@ pub struct RedisConfig {
     pub on_agent_exit: OnAgentExit,
     /// Directives for every instance's `redis.conf`, with their arguments.
     pub directives: BTreeMap<String, Vec<String>>,
+}
+
+impl fmt::Debug for RedisConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The directives' values may be passwords.
+        f.debug_struct("RedisConfig")
+            .field("server", &self.server)
+            .field("data_dir", &self.data_dir)
+            .field("ip", &self.ip)
+            .field("base_port", &self.base_port)
+            .field("on_agent_exit", &self.on_agent_exit)
+            .field("directives", &self.directives.keys())
+            .finish()
+    }
 }
 
 /// What happens to running instances when the agent stops.
@@ -157,7 +172,7 @@ pub enum ConfigError {
     },
 }
 
-fn invalid(key: &'static str, value: impl std::fmt::Debug, reason: impl Into<String>) -> ConfigError {
+fn invalid(key: &'static str, value: impl fmt::Debug, reason: impl Into<String>) -> ConfigError {
     ConfigError::Invalid { key, value: format!("{value:?}"), reason: reason.into() }
 }
 
@@ -271,8 +286,14 @@ fn validate_redis(raw: raw::Redis, mesh_ip: IpAddr) -> Result<RedisConfig, Confi
         })?;
         directives.insert(name, arguments);
     }
+    // A name is looked for in PATH; a path must not depend on whose directory it is read in.
+    let is_path = |server: &Path| server.is_absolute() || server.components().count() > 1;
+    let server = match raw.server {
+        Some(server) if is_path(&server) => Some(absolute("redis.server", server)?),
+        name_or_none => name_or_none,
+    };
     Ok(RedisConfig {
-        server: raw.server,
+        server,
         data_dir: absolute("redis.data_dir", raw.data_dir)?,
         ip,
         base_port: raw.base_port,

@@ -10,15 +10,7 @@ fn load(text: &str, env: &[(&str, &str)], flags: &[&str]) -> Result<Config, Stri
         env: env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
         flags: flags.iter().map(|f| (*f).to_owned()).collect(),
     };
-    Config::load(&path, &overrides).map_err(|error| {
-        let mut words = error.to_string();
-        let mut source = std::error::Error::source(&error);
-        while let Some(inner) = source {
-            words = format!("{words}: {inner}");
-            source = inner.source();
-        }
-        words
-    })
+    Config::load(&path, &overrides).map_err(|error| crate::error_chain(&error))
 }
 
 #[test]
@@ -88,4 +80,49 @@ fn overrides_name_their_origin() {
 fn the_shipped_example_is_valid() {
     let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/agent.example.toml"));
     Config::load(path, &Overrides::default()).expect("deploy/agent.example.toml parses");
+}
+
+#[test]
+fn the_shipped_example_shows_every_key_and_its_default() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/agent.example.toml");
+    let text = std::fs::read_to_string(path).expect("read the example");
+    // A commented-out `key = value` is the default: put in force, it changes nothing.
+    let assignment = |line: &str| {
+        line.strip_prefix("# ")
+            .filter(|rest| {
+                rest.split_once(" = ").is_some_and(|(key, _)| {
+                    key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_' || byte == b'-')
+                })
+            })
+            .map(str::to_owned)
+    };
+    let (head, directives) = text.split_once("[redis.directives]").expect("the section");
+    let rest = directives.find("[load]").expect("the section");
+    let example = format!("{head}{}", &directives[rest..]);
+    let in_force: Vec<_> = example.lines().map(|line| assignment(line).unwrap_or(line.to_owned())).collect();
+    let mut full = load(&in_force.join("\n"), &[], &[]).expect("all keys in force");
+    // The one default that is no single value: whichever server there is.
+    assert_eq!(full.redis.server.take(), Some("redis-server".into()));
+    assert_eq!(full, load(&example, &[], &[]).expect("the example"));
+    // And it has every key: an unknown one is refused with the names of those there are.
+    for section in ["mesh", "identity", "state", "redis", "load", "http", "log"] {
+        let header = if section == "mesh" { String::new() } else { format!("[{section}]\n") };
+        let error = load(&format!("{MINIMAL}{header}no-such-key = 1\n"), &[], &[]).expect_err(section);
+        let (_, expected) = error.split_once("expected ").expect("the keys that there are");
+        for key in expected.split('`').skip(1).step_by(2).filter(|key| *key != "directives") {
+            let shown = in_force.iter().any(|line| line.starts_with(&format!("{key} = ")));
+            assert!(shown, "{path} does not show {section}.{key}");
+        }
+    }
+}
+
+#[test]
+fn directives_values_stay_out_of_errors_and_logs() {
+    let text = format!("{MINIMAL}[redis.directives]\nrequirepass = \"secret\"\n");
+    let config = load(&text, &[], &[]).expect("valid");
+    let shown = format!("{config:?}");
+    assert!(shown.contains("requirepass") && !shown.contains("secret"), "{shown}");
+    let text = format!("{MINIMAL}[redis.directives]\nrequirepass = \"secret\\n\"\n");
+    let error = load(&text, &[], &[]).expect_err("a line break");
+    assert!(error.contains("requirepass") && !error.contains("secret"), "{error}");
 }

@@ -387,6 +387,19 @@ impl Consensus {
         Ok(self.inner.store.pledged().await?)
     }
 
+    /// Waits until the node has stopped by itself, mostly because its store can't be
+    /// written; says why.
+    pub async fn stopped(&self) -> String {
+        let mut metrics = self.inner.raft.metrics();
+        match metrics.wait_for(|metrics| metrics.running_state.is_err()).await {
+            Ok(metrics) => match &metrics.running_state {
+                Err(fatal) => crate::error_chain(fatal),
+                Ok(()) => "unknown".to_owned(),
+            },
+            Err(_) => "its task is gone".to_owned(),
+        }
+    }
+
     /// Stops the node and lets go of the store. All clones are of no use afterwards.
     pub async fn shutdown(&self) {
         let inner = &self.inner;

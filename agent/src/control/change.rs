@@ -8,9 +8,9 @@ use redmesh_api::run::{Run, RunSpec, RunStage, RunUntil, UUID_COUNTER};
 use uuid::Uuid;
 
 use super::{Control, refused, runs};
+use crate::clock::now_unix_ms;
 use crate::cluster::{self, PlanInput};
 use crate::consensus::{Applied, Command, ProposeError};
-use crate::coordinator::orders::now_unix_ms;
 use crate::coordinator::{account, settle};
 
 /// Longest run that is bounded by time, seconds: a week.
@@ -21,7 +21,7 @@ impl Control {
         // Nothing below may rest on a level that a newer coordinator has changed.
         let level = match self.orders.confirm().await {
             Ok(level) => level,
-            Err(error) => return not_committed(&error),
+            Err(error) => return not_begun(&error),
         };
         match request {
             ControlRequest::ClusterCreate(spec) => self.create(&level, spec).await,
@@ -100,7 +100,7 @@ impl Control {
         match self.orders.commit(Command::CreatePlan(Box::new(planned.clone()))).await {
             Ok(Applied::Done | Applied::Unchanged) => ControlReply::Created { plan: planned, fresh: true },
             Ok(Applied::Rejected(reason)) => refused(RefusalKind::Conflict, reason),
-            Err(error) => not_committed(&error),
+            Err(error) => uncertain(&error),
         }
     }
 
@@ -158,7 +158,7 @@ impl Control {
         match self.orders.commit(Command::StartRun(Box::new(run.clone()))).await {
             Ok(Applied::Done | Applied::Unchanged) => ControlReply::RunStarted(run),
             Ok(Applied::Rejected(reason)) => refused(RefusalKind::Conflict, reason),
-            Err(error) => not_committed(&error),
+            Err(error) => uncertain(&error),
         }
     }
 
@@ -172,7 +172,7 @@ impl Control {
             match self.orders.commit(stop).await {
                 Ok(Applied::Done | Applied::Unchanged) => {}
                 Ok(Applied::Rejected(reason)) => return refused(RefusalKind::Conflict, reason),
-                Err(error) => return not_committed(&error),
+                Err(error) => return uncertain(&error),
             }
         }
         self.run_show(&RunRef::Prefix(run.id.0.to_string()), false).await
@@ -213,8 +213,17 @@ fn load_hosts(alive: &[HostId], wanted: Option<u16>) -> Result<&[HostId], (Refus
     }
 }
 
-fn not_committed(error: &ProposeError) -> ControlReply {
-    refused(RefusalKind::NoCoordinator, format!("not committed: {}; try again", crate::error_chain(error)))
+/// It never came to a proposal, so nothing was done.
+fn not_begun(error: &ProposeError) -> ControlReply {
+    let message = format!("nothing was changed: {}; try again", crate::error_chain(error));
+    refused(RefusalKind::NoCoordinator, message)
+}
+
+/// A proposal that may be committed all the same, even by a successor.
+fn uncertain(error: &ProposeError) -> ControlReply {
+    let message =
+        format!("it may have been done or not: {}; look before trying again", crate::error_chain(error));
+    refused(RefusalKind::Deadline, message)
 }
 
 #[cfg(test)]

@@ -16,13 +16,14 @@ use redmesh_api::control::{
     RefusalKind,
 };
 use redmesh_api::level::{ClusterPlan, PlanStage};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 
 use crate::census::{Census, CensusHost};
-use crate::coordinator::orders::{Orders, now_unix_ms};
+use crate::clock::now_unix_ms;
+use crate::coordinator::orders::Orders;
 use crate::peer::{self, PeerReply, PeerRequest};
-use crate::transport::Transport;
-use runs::RateSampler;
+use crate::transport::{Transport, TransportError};
+use runs::{LastLatency, RateSampler};
 
 /// Time that a formation of `n` instances may take before it is called overdue:
 /// measured formations stay far below, and what hangs is to be named soon.
@@ -38,6 +39,7 @@ pub struct Control {
     orders: Orders,
     rates: RateSampler,
     waiting: watch::Receiver<Option<String>>,
+    latency: Arc<Mutex<Option<LastLatency>>>,
 }
 
 impl std::fmt::Debug for Control {
@@ -60,7 +62,7 @@ impl Control {
         rates: RateSampler,
         waiting: watch::Receiver<Option<String>>,
     ) -> Self {
-        Self { census, transport, orders, rates, waiting }
+        Self { census, transport, orders, rates, waiting, latency: Arc::default() }
     }
 
     /// Answers `request`, passing it on to the coordinator if it changes something.
@@ -71,6 +73,7 @@ impl Control {
             ControlRequest::ClusterCheck => check::cluster_check(&self.census, &*self.transport).await,
             ControlRequest::RunList => ControlReply::Runs(self.run_list()),
             ControlRequest::RunShow { run, latency } => self.run_show(&run, latency).await,
+            ControlRequest::RunDetail(run) => self.run_detail(&run).await,
             ControlRequest::ClusterCreate(_) | ControlRequest::RunStart(_) | ControlRequest::RunStop(_) => {
                 if self.census.acting() {
                     self.change(request).await
@@ -115,14 +118,17 @@ impl Control {
         match peer::ask(&*self.transport, coordinator.addr, &forwarded, peer::FORWARD_DEADLINE).await {
             Ok(PeerReply::Control(reply)) => *reply,
             Ok(other) => refused(RefusalKind::Internal, format!("{} answered {other:?}", coordinator.name())),
-            Err(error) => refused(
-                RefusalKind::NoCoordinator,
-                format!(
-                    "the coordinator {} did not answer: {}",
-                    coordinator.name(),
-                    crate::error_chain(&error)
-                ),
-            ),
+            Err(error) => {
+                let kind = match error {
+                    TransportError::Unreachable { .. } | TransportError::Refused { .. } => {
+                        RefusalKind::NoCoordinator
+                    }
+                    // It may have got as far as doing it.
+                    _ => RefusalKind::Deadline,
+                };
+                let error = crate::error_chain(&error);
+                refused(kind, format!("the coordinator {} did not answer: {error}", coordinator.name()))
+            }
         }
     }
 

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use redmesh_api::control::{ControlReply, Refusal, RefusalKind, RunRef, RunView};
+use redmesh_api::control::{ControlReply, Refusal, RefusalKind, RunDetail, RunRef, RunView};
 use redmesh_api::ids::{HostId, RunId};
 use redmesh_api::level::Level;
-use redmesh_api::run::{Counts, Run, RunStage, Tally};
+use redmesh_api::run::{Counts, LatencySummary, Run, RunStage, Tally};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -22,6 +22,17 @@ const SAMPLE_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Time over which a live rate is averaged.
 const RATE_WINDOW: Duration = Duration::from_secs(2);
+
+/// How old latencies may be that are shown of a run that is going on.
+const LATENCY_AGE_MAX: Duration = Duration::from_millis(500);
+
+/// The latencies that were gathered last.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LastLatency {
+    run: RunId,
+    at: Instant,
+    summary: LatencySummary,
+}
 
 /// Cloneable handle to the rates of the runs that are going on.
 #[derive(Debug, Clone, Default)]
@@ -105,10 +116,34 @@ impl Control {
         };
         let mut view = self.run_view(run);
         if latency && run.result.is_none() {
-            let gathered = settle::gather(&self.census, &*self.transport, run).await;
-            view.latency = Some(stats::summary(&gathered.latency));
+            view.latency = Some(self.live_latency(run).await);
         }
         ControlReply::Run(view)
+    }
+
+    /// Latencies so far of a run that is going on. However many ask at once, the hosts
+    /// are asked once, and not more often than every [`LATENCY_AGE_MAX`].
+    async fn live_latency(&self, run: &Run) -> LatencySummary {
+        let mut last = self.latency.lock().await;
+        if let Some(last) = last.filter(|last| last.run == run.id && last.at.elapsed() < LATENCY_AGE_MAX) {
+            return last.summary;
+        }
+        let gathered = settle::gather(&self.census, &*self.transport, run).await;
+        let summary = stats::summary(&gathered.latency);
+        *last = Some(LastLatency { run: run.id, at: Instant::now(), summary });
+        summary
+    }
+
+    pub(super) async fn run_detail(&self, reference: &RunRef) -> ControlReply {
+        let level = self.census.level();
+        let run = match find(&level, reference) {
+            Ok(run) => run,
+            Err(refusal) => return ControlReply::Refused(refusal),
+        };
+        let gathered = settle::gather(&self.census, &*self.transport, run).await;
+        let mut view = self.run_view(run);
+        view.latency.get_or_insert_with(|| stats::summary(&gathered.latency));
+        ControlReply::RunDetail(RunDetail { view, details: gathered.details, missing: gathered.notes })
     }
 
     fn run_view(&self, run: &Run) -> RunView {

@@ -66,7 +66,7 @@ impl Server {
                 let level = self.census.level();
                 PeerReply::Level((level.stamp > newer_than).then(|| Box::new((*level).clone())))
             }
-            PeerRequest::PushLevel(level) => match self.census.levels.accept(Arc::from(level)) {
+            PeerRequest::PushLevel(level) => match self.census.levels.accept(Arc::from(level)).await {
                 Ok(_) => PeerReply::Accepted,
                 Err(LevelError::Stale { newest, got }) => {
                     debug!(?peer, %got, %newest, "refused an order by its fence");
@@ -79,7 +79,7 @@ impl Server {
             },
             PeerRequest::SampleServers => self.sample().await,
             PeerRequest::CheckInstances => PeerReply::Views(self.views().await),
-            PeerRequest::RunReport(run) => PeerReply::Report(self.shares.report(run)),
+            PeerRequest::RunReport(run) => PeerReply::Report(self.shares.report(run).await),
             PeerRequest::Forward(request) => {
                 PeerReply::Control(Box::new(self.serve_forwarded(request).await))
             }

@@ -4,6 +4,11 @@
 //! no state that its successor needs; all of that is in the level (Raft) or observed
 //! (gossip). Whatever it does is committed first and pushed to the hosts then, under
 //! the commit's stamp, so that a deposed coordinator's word is refused by its fence.
+//!
+//! What takes long (settling a run, changing the voters) is an errand: a task of its
+//! own, one of a kind at a time, so that nothing else waits for it. Two coordinators,
+//! an old one and its successor, may settle the same run; Raft takes the first account
+//! and rejects the other.
 
 pub mod account;
 pub mod bootstrap;
@@ -16,13 +21,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redmesh_api::ids::{HostId, MeshId, RunId};
+use redmesh_api::level::Level;
 use redmesh_api::run::{RunStage, Tally};
+use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 
 use crate::census::{Census, CensusHost};
+use crate::clock::now_unix_ms;
 use crate::consensus::voters::{HostState, STABILISATION, replace_voters};
 use crate::consensus::{Applied, Command, Consensus, VoterNode};
 use crate::transport::Transport;
@@ -37,21 +45,43 @@ const VOTERS_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The coordinator's task on one host.
 pub struct Coordinator {
+    hands: Hands,
+    alive: LastAlive,
+    voters_due: Instant,
+    errands: BTreeMap<Errand, JoinHandle<()>>,
+}
+
+/// What takes too long to be waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Errand {
+    /// Settling a run and committing its account.
+    Close(RunId),
+    /// A change of voters.
+    Voters,
+}
+
+/// Everything that the coordinator, and each of its errands, reads from and acts through.
+#[derive(Clone)]
+struct Hands {
     census: Census,
     consensus: Consensus,
     transport: Arc<dyn Transport>,
     orders: Orders,
-    alive: LastAlive,
-    voters_due: Instant,
 }
 
 /// Since when each host has been dead, and since when alive.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct LastAlive {
     seen: BTreeMap<HostId, (bool, Instant)>,
+    /// Since when hosts that gossip doesn't know have been missing, at the least.
+    began: Instant,
 }
 
 impl LastAlive {
+    fn new(began: Instant) -> Self {
+        Self { seen: BTreeMap::new(), began }
+    }
+
     fn look(&mut self, hosts: &BTreeMap<HostId, CensusHost>, now: Instant) {
         for host in hosts.values() {
             let entry = self.seen.entry(host.id).or_insert((host.alive, now));
@@ -62,35 +92,64 @@ impl LastAlive {
         self.seen.retain(|id, _| hosts.contains_key(id));
     }
 
+    /// Whether a host is alive, and since when. One that gossip doesn't know was either
+    /// forgotten after a long absence, or has not been heard of yet by an agent that has
+    /// just begun: it counts as dead from that beginning on.
+    fn state(&self, id: HostId) -> HostState {
+        let (alive, since) = self.seen.get(&id).copied().unwrap_or((false, self.began));
+        HostState { alive, since: since.into_std() }
+    }
+
     fn dead_for(&self, id: HostId, now: Instant) -> Duration {
-        match self.seen.get(&id) {
-            Some(&(false, since)) => now.duration_since(since),
-            _ => Duration::ZERO,
+        match self.state(id) {
+            HostState { alive: true, .. } => Duration::ZERO,
+            HostState { since, .. } => now.into_std().saturating_duration_since(since),
         }
     }
 }
 
 impl std::fmt::Debug for Coordinator {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Coordinator").field("host", &self.census.host).finish_non_exhaustive()
+        f.debug_struct("Coordinator")
+            .field("host", &self.hands.census.host)
+            .field("errands", &self.errands.keys())
+            .finish_non_exhaustive()
     }
 }
 
 impl Coordinator {
     /// Everything that it reads from and acts through.
     pub fn new(census: Census, consensus: Consensus, transport: Arc<dyn Transport>, orders: Orders) -> Self {
-        Self { census, consensus, transport, orders, alive: LastAlive::default(), voters_due: Instant::now() }
+        let now = Instant::now();
+        Self {
+            hands: Hands { census, consensus, transport, orders },
+            alive: LastAlive::new(now),
+            voters_due: now,
+            errands: BTreeMap::new(),
+        }
     }
 
-    /// Looks and acts until cancelled. Never ends by a failure: whatever could not be
-    /// done is due again at the next look.
+    /// Looks and acts until cancelled, or until gossip has ended for good. Never ends by
+    /// a failure: whatever could not be done is due again at the next look.
     pub async fn run(mut self, cancel: CancellationToken) {
-        let mut view = self.census.view.clone();
-        let mut leadership = self.census.leadership.clone();
-        let mut levels = self.census.levels.subscribe();
+        tokio::select! {
+            () = self.look_and_act() => {}
+            () = cancel.cancelled() => {}
+        }
+        for (errand, task) in self.errands {
+            task.abort();
+            log_end(errand, task.await);
+        }
+    }
+
+    async fn look_and_act(&mut self) {
+        let mut view = self.hands.census.view.clone();
+        let mut leadership = self.hands.census.leadership.clone();
+        let mut levels = self.hands.census.levels.subscribe();
         loop {
             let now = Instant::now();
-            self.alive.look(&self.census.hosts(), now);
+            self.alive.look(&self.hands.census.hosts(), now);
+            self.reap().await;
             if leadership.borrow_and_update().acting {
                 self.act(now).await;
             } else {
@@ -100,10 +159,9 @@ impl Coordinator {
             levels.mark_unchanged();
             tokio::select! {
                 () = tokio::time::sleep(LOOK_INTERVAL) => {}
-                _ = view.changed() => {}
-                _ = levels.changed() => {}
-                _ = leadership.changed() => {}
-                () = cancel.cancelled() => return,
+                changed = view.changed() => if changed.is_err() { return },
+                changed = levels.changed() => if changed.is_err() { return },
+                changed = leadership.changed() => if changed.is_err() { return },
             }
         }
     }
@@ -111,36 +169,107 @@ impl Coordinator {
     async fn act(&mut self, now: Instant) {
         // The level that was committed, not one that a push from elsewhere brought: a
         // leader's own state machine is the newest there is.
-        let level = self.consensus.level().borrow().clone();
-        let hosts = self.census.hosts();
-        let seen = hosts.values().map(|host| {
-            let seen = Seen {
-                name: host.name(),
-                dead_for: self.alive.dead_for(host.id, now),
-                observed: host.observed.clone(),
-            };
-            (host.id, seen)
-        });
+        let level = self.hands.consensus.level().borrow().clone();
+        let hosts = self.hands.census.hosts();
+        let seen = self.seen(&level, &hosts, now);
         let tallies: BTreeMap<RunId, Vec<Tally>> = level
             .runs
             .iter()
             .filter(|run| run.stage != RunStage::Done)
-            .map(|run| (run.id, self.census.tallies(run)))
+            .map(|run| (run.id, self.hands.census.tallies(run)))
             .collect();
-        for step in steps::steps(&level, &seen.collect(), &tallies, orders::now_unix_ms()) {
-            self.take(step).await;
+        for step in steps::steps(&level, &seen, &tallies, now_unix_ms()) {
+            match step {
+                Step::CloseRun { run, .. } => {
+                    let hands = self.hands.clone();
+                    self.send(Errand::Close(run), async move { hands.take(step).await });
+                }
+                Step::Found | Step::AdvancePlan { .. } => self.hands.take(step).await,
+            }
         }
         if now >= self.voters_due {
             self.voters_due = now + VOTERS_INTERVAL;
-            self.mend_voters(&hosts, now).await;
+            self.mend_voters(hosts, now);
         }
     }
 
+    /// The hosts that gossip knows, and those without which a run can't be closed.
+    fn seen(
+        &self,
+        level: &Level,
+        hosts: &BTreeMap<HostId, CensusHost>,
+        now: Instant,
+    ) -> BTreeMap<HostId, Seen> {
+        let bearers = level.runs.iter().filter(|run| run.stage != RunStage::Done).flat_map(|run| &run.shares);
+        let ids = hosts.keys().copied().chain(bearers.map(|share| share.host));
+        ids.map(|id| {
+            let host = hosts.get(&id);
+            let seen = Seen {
+                name: host.map_or_else(|| id.to_string(), CensusHost::name),
+                dead_for: self.alive.dead_for(id, now),
+                observed: host.map(|host| host.observed.clone()).unwrap_or_default(),
+            };
+            (id, seen)
+        })
+        .collect()
+    }
+
+    /// Begins an errand unless one of its kind is under way.
+    fn send(&mut self, errand: Errand, work: impl Future<Output = ()> + Send + 'static) {
+        self.errands.entry(errand).or_insert_with(|| tokio::spawn(work));
+    }
+
+    /// Takes leave of the errands that have ended.
+    async fn reap(&mut self) {
+        let ended: Vec<_> =
+            self.errands.iter().filter(|(_, task)| task.is_finished()).map(|(errand, _)| *errand).collect();
+        for errand in ended {
+            if let Some(task) = self.errands.remove(&errand) {
+                log_end(errand, task.await);
+            }
+        }
+    }
+
+    /// Replaces voters that have been dead for long, adds voters as the mesh grows.
+    fn mend_voters(&mut self, hosts: BTreeMap<HostId, CensusHost>, now: Instant) {
+        let current = self.hands.census.leadership.borrow().voters.clone();
+        let known = hosts.values().filter(|host| host.facts.is_some()).map(|host| host.id);
+        let states = known.chain(current.iter().copied()).map(|id| (id, self.alive.state(id))).collect();
+        let Some(wanted) = replace_voters(&current, &states, now.into_std(), STABILISATION) else { return };
+        let nodes: BTreeMap<HostId, VoterNode> = wanted
+            .iter()
+            .filter_map(|id| {
+                let host = hosts.get(id)?;
+                Some((*id, VoterNode { addr: host.addr, name: host.name() }))
+            })
+            .collect();
+        if nodes.len() != wanted.len() {
+            return;
+        }
+        let consensus = self.hands.consensus.clone();
+        self.send(Errand::Voters, async move {
+            info!(?current, ?wanted, "changing the voters");
+            if let Err(error) = consensus.set_voters(nodes).await {
+                warn!(error = %crate::error_chain(&error), "the voters stay as they are for now");
+            }
+        });
+    }
+}
+
+fn log_end(errand: Errand, ended: Result<(), JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        error!(?errand, %error, "an errand failed, due again");
+    }
+}
+
+impl Hands {
     async fn take(&self, step: Step) {
         let command = match &step {
             Step::Found => Command::Found { mesh: MeshId(Uuid::new_v4()) },
             Step::AdvancePlan { plan, to } => {
-                Command::AdvancePlan { plan: *plan, to: *to, at_unix_ms: orders::now_unix_ms() }
+                Command::AdvancePlan { plan: *plan, to: *to, at_unix_ms: now_unix_ms() }
             }
             Step::CloseRun { run, outcome } => {
                 match settle::settle(&self.census, &*self.transport, *run, outcome.clone()).await {
@@ -156,29 +285,19 @@ impl Coordinator {
             Err(error) => warn!(?step, error = %crate::error_chain(&error), "step not committed, due again"),
         }
     }
+}
 
-    /// Replaces voters that have been dead for long, adds voters as the mesh grows.
-    async fn mend_voters(&self, hosts: &BTreeMap<HostId, CensusHost>, now: Instant) {
-        let current = self.census.leadership.borrow().voters.clone();
-        let states = hosts.values().filter(|host| host.facts.is_some()).map(|host| {
-            let (alive, since) = self.alive.seen.get(&host.id).copied().unwrap_or((host.alive, now));
-            (host.id, HostState { alive, since: since.into_std() })
-        });
-        let wanted = replace_voters(&current, &states.collect(), now.into_std(), STABILISATION);
-        let Some(wanted) = wanted else { return };
-        let nodes: BTreeMap<HostId, VoterNode> = wanted
-            .iter()
-            .filter_map(|id| {
-                let host = hosts.get(id)?;
-                Some((*id, VoterNode { addr: host.addr, name: host.name() }))
-            })
-            .collect();
-        if nodes.len() != wanted.len() {
-            return;
-        }
-        info!(?current, ?wanted, "changing the voters");
-        if let Err(error) = self.consensus.set_voters(nodes).await {
-            warn!(error = %crate::error_chain(&error), "the voters stay as they are for now");
-        }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_that_was_never_heard_of_is_missing_since_the_watch_began() {
+        let began = Instant::now();
+        let mut alive = LastAlive::new(began);
+        let now = began + Duration::from_secs(7);
+        alive.look(&BTreeMap::new(), now);
+        assert_eq!(alive.dead_for(HostId(1), now), Duration::from_secs(7));
+        assert!(!alive.state(HostId(1)).alive);
     }
 }

@@ -2,7 +2,6 @@
 //! altered.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use redmesh_api::level::Level;
 use tokio::task::JoinSet;
@@ -83,10 +82,4 @@ impl Orders {
             }
         }
     }
-}
-
-/// Milliseconds since the Unix epoch by this host's clock.
-pub fn now_unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

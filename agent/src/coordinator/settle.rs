@@ -2,12 +2,12 @@
 
 use hdrhistogram::Histogram;
 use redmesh_api::ids::RunId;
-use redmesh_api::run::{Outcome, Run, RunResult, RunStage, ServerSample, Tally};
+use redmesh_api::run::{Outcome, Run, RunResult, RunStage, ServerSample, ShareDetail, Tally};
 use tracing::warn;
 
 use super::account::{self, Closing};
-use super::orders::now_unix_ms;
 use crate::census::Census;
+use crate::clock::now_unix_ms;
 use crate::peer::{self, PeerReply, PeerRequest, ShareReport};
 use crate::stats;
 use crate::transport::Transport;
@@ -21,28 +21,38 @@ pub struct Sampled {
     pub missing: Vec<String>,
 }
 
+impl Sampled {
+    fn none(reason: String) -> Self {
+        Self { samples: Vec::new(), missing: vec![reason] }
+    }
+
+    /// Notes instances that `host` says nothing of: it may not have heard of the plan yet,
+    /// and a ledger must not be held against a part of the servers unawares.
+    fn of_all(mut self, host: &str, planned: usize) -> Self {
+        let said = self.samples.len() + self.missing.len();
+        if said < planned {
+            self.missing.push(format!("{host}: answered for {said} of {planned} instances"));
+        }
+        self
+    }
+}
+
 /// Asks all hosts of the plan for their instances' figures.
 pub async fn sample_servers(census: &Census, transport: &dyn Transport) -> Sampled {
     let level = census.level();
     let Some(plan) = &level.plan else { return Sampled::default() };
     let hosts = census.hosts();
     let asked = plan.hosts.iter().map(|planned| async {
+        let name = &planned.name;
         let Some(host) = hosts.get(&planned.id) else {
-            return Sampled {
-                samples: Vec::new(),
-                missing: vec![format!("{}: gone from the mesh", planned.name)],
-            };
+            return Sampled::none(format!("{name}: gone from the mesh"));
         };
         match peer::ask(transport, host.addr, &PeerRequest::SampleServers, peer::INSTANCES_DEADLINE).await {
-            Ok(PeerReply::Samples { samples, missing }) => Sampled { samples, missing },
-            Ok(other) => Sampled {
-                samples: Vec::new(),
-                missing: vec![format!("{}: answered {other:?}", planned.name)],
-            },
-            Err(error) => Sampled {
-                samples: Vec::new(),
-                missing: vec![format!("{}: {}", planned.name, crate::error_chain(&error))],
-            },
+            Ok(PeerReply::Samples { samples, missing }) => {
+                Sampled { samples, missing }.of_all(name, plan.instances_of(planned.id).count())
+            }
+            Ok(other) => Sampled::none(format!("{name}: answered {other:?}")),
+            Err(error) => Sampled::none(format!("{name}: {}", crate::error_chain(&error))),
         }
     });
     let mut all = Sampled::default();
@@ -60,25 +70,26 @@ pub struct Gathered {
     pub latency: Histogram<u64>,
     /// Exact counts of the hosts that answered.
     pub tallies: Vec<Tally>,
+    /// What they kept beside them.
+    pub details: Vec<ShareDetail>,
     /// What could not be had, in words.
     pub notes: Vec<String>,
 }
 
 /// Asks all share hosts of `run` for their exact counts and latencies.
 pub async fn gather(census: &Census, transport: &dyn Transport, run: &Run) -> Gathered {
-    let mut gathered = Gathered { latency: stats::empty_histogram(), tallies: Vec::new(), notes: Vec::new() };
+    let mut gathered = Gathered {
+        latency: stats::empty_histogram(),
+        tallies: Vec::new(),
+        details: Vec::new(),
+        notes: Vec::new(),
+    };
     for (name, report) in reports(census, transport, run).await {
         match report {
             Ok(report) => {
-                match decode_histogram(&report) {
-                    Ok(Some(histogram)) if gathered.latency.add(&histogram).is_ok() => {}
-                    Ok(None) => {}
-                    Ok(Some(_)) => {
-                        gathered.notes.push(format!("latencies of {name} don't fit and are left out"))
-                    }
-                    Err(reason) => gathered.notes.push(format!("latencies of {name} are missing: {reason}")),
-                }
+                gathered.add_latencies(&name, &report);
                 gathered.tallies.extend(report.tallies);
+                gathered.details.extend(report.details);
             }
             Err(reason) => gathered.notes.push(format!(
                 "{name} did not report: {reason}; its gossiped counts are taken, its latencies are missing"
@@ -88,11 +99,22 @@ pub async fn gather(census: &Census, transport: &dyn Transport, run: &Run) -> Ga
     gathered
 }
 
-fn decode_histogram(report: &ShareReport) -> Result<Option<Histogram<u64>>, String> {
-    if report.histogram.is_empty() {
-        return Ok(None);
+impl Gathered {
+    fn add_latencies(&mut self, name: &str, report: &ShareReport) {
+        for tally in &report.tallies {
+            let detail = report.details.iter().find(|detail| detail.epoch == tally.epoch);
+            let histogram = detail.filter(|detail| !detail.histogram.is_empty());
+            let added = match histogram.map(|detail| stats::decode(&detail.histogram)) {
+                Some(Ok(histogram)) => self.latency.add(&histogram).map_err(|error| error.to_string()),
+                Some(Err(error)) => Err(crate::error_chain(&error)),
+                None if tally.counts.acked == 0 => Ok(()),
+                None => Err(format!("lost with the agent's life {}", tally.epoch)),
+            };
+            if let Err(reason) = added {
+                self.notes.push(format!("latencies of {name} are missing: {reason}"));
+            }
+        }
     }
-    stats::decode(&report.histogram).map(Some).map_err(|error| crate::error_chain(&error))
 }
 
 async fn reports(
@@ -133,7 +155,7 @@ pub async fn settle(
         return None;
     }
     let gossiped = census.tallies(run);
-    let Gathered { latency, tallies: exact, mut notes } = gather(census, transport, run).await;
+    let Gathered { latency, tallies: exact, mut notes, .. } = gather(census, transport, run).await;
     let sampled = sample_servers(census, transport).await;
     let all_sampled = sampled.missing.is_empty();
     for reason in sampled.missing {
@@ -151,4 +173,17 @@ pub async fn settle(
         ended_unix_ms: now_unix_ms(),
     };
     Some(account::close(run, closing))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instances_that_a_host_does_not_mention_are_missing() {
+        let all = Sampled::none("127.0.0.1:6379: refused".to_owned()).of_all("host-1", 1);
+        assert_eq!(all.missing.len(), 1);
+        let lagging = Sampled::default().of_all("host-1", 3);
+        assert_eq!(lagging.missing, ["host-1: answered for 0 of 3 instances"]);
+    }
 }

@@ -1,12 +1,13 @@
 //! The plan, as this host's supervisor is to have it; and the observed state, as the
 //! mesh is to know it. Pure translation, except for the task that connects the two.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use redmesh_api::ids::HostId;
-use redmesh_api::level::{ClusterPlan, Level, PlanStage};
+use redmesh_api::level::{ClusterPlan, Level, PlanStage, PlannedInstance};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -17,13 +18,17 @@ use crate::cluster::{
     DirectiveError, NodesConfError, RedisConf, ServerVersion, VersionError, clients_needed, render_nodes_conf,
 };
 use crate::facts::{self, Observed};
+use crate::level::LevelCell;
 use crate::mesh::Mesh;
 use crate::supervisor::{
     InstanceStatus, Phase, ProcessError, Run, Supervisor, SupervisorError, WantedInstance, WantedLevel,
 };
 
+/// Time for the replicas of a failed primary to elect one of them.
+const ELECTION_MAX: Duration = Duration::from_secs(2);
+
 /// What this host adds to a plan before its instances can be written.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct LocalSettings {
     /// Whose instances.
     pub host: HostId,
@@ -35,6 +40,16 @@ pub struct LocalSettings {
     pub somaxconn: Option<u32>,
 }
 
+impl fmt::Debug for LocalSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The directives' values may be passwords.
+        f.debug_struct("LocalSettings")
+            .field("host", &self.host)
+            .field("data_dir", &self.data_dir)
+            .finish_non_exhaustive()
+    }
+}
+
 /// Why a plan can't be put before the supervisor.
 #[derive(Debug, thiserror::Error)]
 pub enum WantedError {
@@ -44,6 +59,9 @@ pub enum WantedError {
     /// The plan can't be written as `nodes.conf`.
     #[error("can't render nodes.conf")]
     Nodes(#[source] NodesConfError),
+    /// The work on the files was cut short.
+    #[error("the files of the plan's instances could not be made")]
+    Render(#[source] tokio::task::JoinError),
     /// There is no server whose version could be asked.
     #[error("can't ask the redis-server for its version")]
     Binary(#[source] ProcessError),
@@ -85,9 +103,28 @@ pub fn wanted(
             nodes_conf: render_nodes_conf(plan, instance.node_id, version).map_err(WantedError::Nodes)?,
             run,
             clients_needed,
+            restart_pause: restart_pause(plan, instance),
         });
     }
     Ok(WantedLevel { plan: plan.id, instances })
+}
+
+/// How long an instance stays away after it has ended, at least.
+///
+/// A primary without persistence comes back empty. Within the node timeout nobody has
+/// missed it, and its replica would copy the emptiness; after a failover it comes back as
+/// the new primary's replica. Which of a shard's instances is primary now is not in the
+/// plan, so all wait. Redis promotes a replica after the node timeout, up to half of it
+/// more until the ping that goes unanswered, and a second or two of election.
+fn restart_pause(plan: &ClusterPlan, instance: &PlannedInstance) -> Duration {
+    let shard = plan.instances.iter().filter(|other| other.shard_id == instance.shard_id);
+    let replicated = shard.count() > 1;
+    match plan.stage {
+        PlanStage::Formed if replicated => {
+            Duration::from_millis(u64::from(plan.node_timeout_ms) * 2) + ELECTION_MAX
+        }
+        _ => Duration::ZERO,
+    }
 }
 
 /// Figures for the mesh out of the supervisor's statuses and the instances' views.
@@ -130,18 +167,24 @@ pub async fn reconcile(
     refused: watch::Sender<Option<String>>,
     cancel: CancellationToken,
 ) {
+    let mut done = None;
     loop {
         let level = levels.borrow_and_update().clone();
         let words = match &level.plan {
-            None => None,
-            Some(plan) => match put(plan, &supervisor, &local).await {
-                Ok(()) => None,
+            // A level that only brings other runs: a plan of a thousand instances is
+            // megabytes of files, and nothing about them has changed.
+            Some(plan) if done != Some((plan.id, plan.stage)) => match put(plan, &supervisor, &local).await {
+                Ok(()) => {
+                    done = Some((plan.id, plan.stage));
+                    None
+                }
                 Err(error) => {
                     let words = crate::error_chain(&error);
                     warn!(error = words, "the plan can't be carried out on this host");
                     Some(words)
                 }
             },
+            _ => None,
         };
         let pause = if words.is_some() { RETRY_INTERVAL } else { Duration::MAX };
         refused.send_replace(words);
@@ -156,8 +199,10 @@ pub async fn reconcile(
 async fn put(plan: &ClusterPlan, supervisor: &Supervisor, local: &LocalSettings) -> Result<(), WantedError> {
     let text = supervisor.server_version().await.map_err(WantedError::Binary)?;
     let version = ServerVersion::parse(&text).map_err(WantedError::Version)?;
-    let wanted = wanted(plan, version, local)?;
-    debug!(plan = %plan.id, stage = ?plan.stage, instances = wanted.instances.len(), "reconciling to the plan");
+    let (plan, local) = (plan.clone(), local.clone());
+    let rendered = tokio::task::spawn_blocking(move || wanted(&plan, version, &local));
+    let wanted = rendered.await.map_err(WantedError::Render)??;
+    debug!(plan = %wanted.plan, instances = wanted.instances.len(), "reconciling to the plan");
     supervisor.set_wanted(wanted).await.map_err(WantedError::Supervisor)
 }
 
@@ -165,7 +210,7 @@ async fn put(plan: &ClusterPlan, supervisor: &Supervisor, local: &LocalSettings)
 #[derive(Debug, Clone)]
 pub struct Sources {
     /// The newest level.
-    pub levels: watch::Receiver<Arc<Level>>,
+    pub levels: LevelCell,
     /// The supervisor's statuses.
     pub statuses: watch::Receiver<Arc<Vec<InstanceStatus>>>,
     /// The instances' views.
@@ -178,13 +223,15 @@ pub struct Sources {
 
 /// Publishes what this host observes, whenever it changes, until cancelled.
 pub async fn publish(host: HostId, mut sources: Sources, mesh: Mesh, cancel: CancellationToken) {
+    let mut levels = sources.levels.subscribe();
     loop {
-        let level = sources.levels.borrow_and_update().clone();
+        let level = levels.borrow_and_update().clone();
         let statuses = sources.statuses.borrow_and_update().clone();
         let views = sources.views.borrow_and_update().clone();
         let mut observed = observe(&level, host, &statuses, &views);
         let refused = sources.refused.borrow_and_update().clone();
-        for problem in refused.into_iter().chain(sources.shares.problem()) {
+        let level_lost = sources.levels.problem();
+        for problem in level_lost.into_iter().chain(refused).chain(sources.shares.problem()) {
             observed.add_problem(problem);
         }
         observed.share_lost = sources.shares.lost();
@@ -195,7 +242,7 @@ pub async fn publish(host: HostId, mut sources: Sources, mesh: Mesh, cancel: Can
             warn!(error = %crate::error_chain(&error), "can't publish what this host observes");
         }
         tokio::select! {
-            _ = sources.levels.changed() => {}
+            _ = levels.changed() => {}
             _ = sources.statuses.changed() => {}
             _ = sources.views.changed() => {}
             _ = sources.refused.changed() => {}
@@ -207,3 +254,44 @@ pub async fn publish(host: HostId, mut sources: Sources, mesh: Mesh, cancel: Can
 
 /// Longest time between two looks at what changes without telling.
 const PUBLISH_INTERVAL: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use rand::SeedableRng;
+    use rand::rngs::StdRng;
+    use redmesh_api::ids::PlanId;
+    use redmesh_api::level::{ClusterSpec, PlannedHost};
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::cluster::plan::{PlanInput, plan};
+
+    #[test]
+    fn only_what_replicas_could_save_waits_before_it_is_started_again() {
+        let planned = |replicas, stage| {
+            let host = |n: u8| PlannedHost {
+                id: HostId(n.into()),
+                name: format!("host-{n}"),
+                ip: IpAddr::from([10, 0, 0, n]),
+                base_port: 6379,
+            };
+            let input = PlanInput {
+                id: PlanId(Uuid::from_u128(7)),
+                spec: ClusterSpec { instances_per_host: 2, replicas, node_timeout_ms: None },
+                hosts: (1..=3).map(host).collect(),
+                created_unix_ms: 1,
+                node_timeout_ms: 5000,
+            };
+            let plan = plan(input, &mut StdRng::seed_from_u64(1)).expect("a plan");
+            ClusterPlan { stage, ..plan }
+        };
+        let pauses = |plan: &ClusterPlan| -> Vec<u64> {
+            plan.instances.iter().map(|instance| restart_pause(plan, instance).as_secs()).collect()
+        };
+        assert_eq!(pauses(&planned(1, PlanStage::Formed)), [12; 6]);
+        assert_eq!(pauses(&planned(1, PlanStage::Release)), [0; 6], "there are no keys yet");
+        assert_eq!(pauses(&planned(0, PlanStage::Formed)), [0; 6], "there is nobody to wait for");
+    }
+}

@@ -20,6 +20,9 @@ use crate::transport::Transport;
 /// Between two tries to pull a level that somebody announces.
 const PULL_INTERVAL: Duration = Duration::from_millis(200);
 
+/// Between two tries to take a level that could not be kept (a full disk can be emptied).
+const RETRY_INTERVAL: Duration = Duration::from_secs(2);
+
 /// Takes whatever the local Raft node applies, until cancelled.
 pub async fn follow_raft(
     cell: LevelCell,
@@ -29,11 +32,10 @@ pub async fn follow_raft(
     loop {
         let level = applied.borrow_and_update().clone();
         // A node that never voted has applied nothing.
-        if level.mesh.is_some() {
-            take(&cell, level, "Raft");
-        }
+        let done = level.mesh.is_none() || take(&cell, level, "Raft").await;
         tokio::select! {
             changed = applied.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(RETRY_INTERVAL), if !done => {}
             () = cancel.cancelled() => return,
         }
     }
@@ -50,10 +52,13 @@ pub async fn pull(census: Census, transport: Arc<dyn Transport>, cancel: Cancell
             .into_values()
             .filter(|host| host.alive && host.id != census.host && host.lead.stamp > own)
             .max_by_key(|host| host.lead.stamp);
+        let behind = newest.is_some();
         if let Some(host) = newest {
             let request = PeerRequest::PullLevel { newer_than: own };
             match peer::ask(&*transport, host.addr, &request, peer::QUICK_DEADLINE).await {
-                Ok(PeerReply::Level(Some(level))) => take(&census.levels, Arc::from(level), &host.name()),
+                Ok(PeerReply::Level(Some(level))) => {
+                    take(&census.levels, Arc::from(level), &host.name()).await;
+                }
                 Ok(PeerReply::Level(None)) => {}
                 Ok(other) => warn!(from = host.name(), ?other, "can't pull the level"),
                 Err(error) => warn!(from = host.name(), error = %error_chain(&error), "can't pull the level"),
@@ -65,19 +70,31 @@ pub async fn pull(census: Census, transport: Arc<dyn Transport>, cancel: Cancell
         }
         tokio::select! {
             _ = view.changed() => {}
+            // What failed is tried again, also where gossip has no news.
+            () = tokio::time::sleep(RETRY_INTERVAL), if behind => {}
             () = cancel.cancelled() => return,
         }
     }
 }
 
-fn take(cell: &LevelCell, level: Arc<Level>, from: &str) {
+/// Whether nothing is left to do about `level`; `false` if it could not be kept.
+async fn take(cell: &LevelCell, level: Arc<Level>, from: &str) -> bool {
     let stamp = level.stamp;
-    match cell.accept(level) {
+    let known = cell.problem();
+    match cell.accept(level).await {
         Ok(true) => info!(%stamp, from, "new level"),
         Ok(false) => {}
         Err(LevelError::Stale { newest, .. }) => debug!(%stamp, %newest, from, "older level passed over"),
+        Err(error @ LevelError::Io { .. }) => {
+            let words = error_chain(&error);
+            if known.as_ref() != Some(&words) {
+                error!(%stamp, from, error = words, "level not taken, tried again");
+            }
+            return false;
+        }
         Err(error) => error!(%stamp, from, error = %error_chain(&error), "level not taken"),
     }
+    true
 }
 
 /// Publishes this host's view of leadership whenever it changes, until cancelled.

@@ -5,6 +5,7 @@
 //! host's part of a load run. None decides for the mesh; a failure is status that is
 //! gossiped, and the next level or tick tries again.
 
+pub mod detail;
 pub mod instances;
 pub mod levels;
 pub mod shares;

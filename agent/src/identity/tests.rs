@@ -1,3 +1,4 @@
+use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;
@@ -66,7 +67,7 @@ fn damage_is_named_and_nothing_is_overwritten() {
 fn a_write_that_was_cut_short_by_a_crash_leaves_the_old_file_in_force() {
     let dir = tempfile::tempdir().unwrap();
     let id = HostIdentity::open(dir.path()).unwrap().id();
-    fs::write(dir.path().join("host.new"), b"id = \"0000").unwrap();
+    fs::write(dir.path().join("host.toml.new"), b"id = \"0000").unwrap();
     let again = HostIdentity::open(dir.path()).unwrap();
     assert_eq!((again.id(), again.generation()), (id, 2));
 }

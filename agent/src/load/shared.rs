@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hdrhistogram::Histogram;
 use mio::Waker;
-use redmesh_api::run::Counts;
+use redmesh_api::run::{Counts, ErrorCount};
 
-use crate::stats::recorder::{RecorderView, empty_histogram};
+use crate::stats::{RecorderView, empty_histogram};
 
 /// Kinds of errors kept apart; further kinds are counted together.
 const ERROR_KINDS_MAX: usize = 8;
@@ -190,10 +190,21 @@ impl ShareView {
         (each(0).min().unwrap_or(0), each(1).max().unwrap_or(0))
     }
 
-    /// What went wrong so far, by kind: how often, and the first message of each.
-    pub fn error(&self) -> Option<String> {
+    /// What went wrong so far, by kind.
+    pub fn errors(&self) -> Vec<ErrorCount> {
         let errors = self.shared.errors();
-        let texts = errors.iter().map(|(kind, (count, first))| format!("{count} × {kind} (first: {first})"));
+        let entry = |(kind, (count, first)): (&String, &(u64, String))| ErrorCount {
+            kind: kind.clone(),
+            count: *count,
+            first: first.clone(),
+        };
+        errors.iter().map(entry).collect()
+    }
+
+    /// The same in one line of words.
+    pub fn error(&self) -> Option<String> {
+        let errors = self.errors();
+        let texts = errors.iter().map(|e| format!("{} × {} (first: {})", e.count, e.kind, e.first));
         (!errors.is_empty()).then(|| texts.collect::<Vec<_>>().join("; "))
     }
 }

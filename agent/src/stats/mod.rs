@@ -1,5 +1,5 @@
 //! What was counted and how long it took: recorders of the load threads, their summary
-//! and wire form, rates, and the mesh-wide sum of tallies.
+//! rates, and the mesh-wide sum of tallies.
 //!
 //! Everything here is either pure or a lock held for microseconds; nothing opens a
 //! socket. Percentiles are never averaged: histograms are added, then asked.
@@ -8,10 +8,9 @@ pub mod aggregate;
 pub mod rates;
 pub mod recorder;
 pub mod summary;
-pub mod wire;
 
 pub use aggregate::{merge, total};
 pub use rates::RateWindow;
-pub use recorder::{Recorder, RecorderView, empty_histogram};
+pub use recorder::{Recorder, RecorderView};
+pub use redmesh_api::histogram::{HistogramError, decode, empty_histogram, encode};
 pub use summary::summary;
-pub use wire::{HistogramError, decode, encode};

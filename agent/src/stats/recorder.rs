@@ -5,17 +5,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use hdrhistogram::Histogram;
-
-/// Longest service time told apart, microseconds (1 h); longer ones count as this.
-pub const SERVICE_US_MAX: u64 = 3_600_000_000;
-
-/// Significant decimal digits of recorded values.
-pub const DIGITS: u8 = 3;
-
-/// An empty histogram of the one shape used everywhere: 1 µs to 1 h, 3 digits.
-pub fn empty_histogram() -> Histogram<u64> {
-    Histogram::new_with_bounds(1, SERVICE_US_MAX, DIGITS).expect("constant bounds that the crate accepts")
-}
+use redmesh_api::histogram::empty_histogram;
 
 /// The recording side, owned by one thread. Publishes the rest when dropped.
 #[derive(Debug)]
@@ -112,7 +102,7 @@ mod tests {
         view.add_to(&mut sum);
         assert_eq!(sum.len(), 1002);
         assert_eq!(sum.min(), 1);
-        assert!(sum.max() >= SERVICE_US_MAX);
+        assert!(sum.max() >= redmesh_api::histogram::SERVICE_US_MAX);
     }
 
     #[test]

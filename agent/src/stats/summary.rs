@@ -24,7 +24,7 @@ pub fn summary(histogram: &Histogram<u64>) -> LatencySummary {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stats::recorder::empty_histogram;
+    use crate::stats::empty_histogram;
 
     #[test]
     fn percentiles_of_a_known_distribution() {

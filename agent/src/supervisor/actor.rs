@@ -219,6 +219,7 @@ impl Actor {
                 continue;
             }
             entry.wanted = Some((level.plan, wanted.clone()));
+            entry.instance.set_restart_pause(wanted.restart_pause);
             self.step(wanted.addr, Event::Wanted(wanted.run));
         }
     }

@@ -158,6 +158,8 @@ pub struct Instance {
     looping: bool,
     spawns: u32,
     killed: bool,
+    /// Least pause between the end of a server that served and the next start.
+    restart_pause: Duration,
     run_id: Option<String>,
     problem: Option<String>,
 }
@@ -175,9 +177,16 @@ impl Instance {
             looping: false,
             spawns: 0,
             killed: false,
+            restart_pause: Duration::ZERO,
             run_id: None,
             problem: None,
         }
+    }
+
+    /// From now on, a server that served and ended is not started again before `pause`
+    /// is over.
+    pub fn set_restart_pause(&mut self, pause: Duration) {
+        self.restart_pause = pause;
     }
 
     /// Takes one event and says what is to be done, in order.
@@ -197,7 +206,7 @@ impl Instance {
             Event::Spawned { pid } => self.on_spawned(pid, now),
             Event::SpawnFailed(reason) => {
                 if self.state == State::Spawning && !self.end_if_stopping() {
-                    self.on_ended(format!("could not be started: {reason}"), now);
+                    self.on_ended(format!("could not be started: {reason}"), Duration::ZERO, now);
                 }
                 Vec::new()
             }
@@ -422,11 +431,14 @@ impl Instance {
                 self.problem = None;
             }
             State::Alive(alive) => {
+                // One that never served has left nothing for a replica to take over.
+                let served = alive.ready || alive.adopted;
                 if now.saturating_duration_since(alive.since) >= HEALTHY_AFTER {
                     self.forgive();
                 }
+                let pause_min = if served { self.restart_pause } else { Duration::ZERO };
                 let said = if log_tail.is_empty() { String::new() } else { format!("; it said: {log_tail}") };
-                self.on_ended(format!("ended with {status}{said}"), now);
+                self.on_ended(format!("ended with {status}{said}"), pause_min, now);
             }
             _ => {}
         }
@@ -440,7 +452,7 @@ impl Instance {
     }
 
     /// A process ended, or none came to be, without being asked to.
-    fn on_ended(&mut self, words: String, now: Instant) {
+    fn on_ended(&mut self, words: String, pause_min: Duration, now: Instant) {
         self.run_id = None;
         self.streak = self.streak.saturating_add(1);
         self.exits.retain(|&exit| now.saturating_duration_since(exit) < CRASH_WINDOW);
@@ -464,9 +476,13 @@ impl Instance {
         } else {
             let doublings = (self.streak - 1).min(16);
             let pause = BACKOFF_MIN.saturating_mul(1 << doublings).min(BACKOFF_MAX);
+            let (pause, why) = match pause_min > pause {
+                true => (pause_min, ", so that a replica takes over its slots and its keys first"),
+                false => (pause, ""),
+            };
             self.state = State::Waiting { until: now + pause, why: Waiting::Backoff };
             self.problem =
-                Some(format!("{} {words}; started again after {} ms", self.addr, pause.as_millis()));
+                Some(format!("{} {words}; started again after {} ms{why}", self.addr, pause.as_millis()));
         }
     }
 

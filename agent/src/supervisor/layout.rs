@@ -6,11 +6,13 @@
 //! written once a plan; after the first start it is the server's own.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use redmesh_api::ids::PlanId;
+
+use crate::files;
 
 /// The marker file's name.
 const MARKER: &str = "plan";
@@ -99,6 +101,11 @@ impl Layout {
         self.dir.join(MARKER).is_file()
     }
 
+    /// Whether it holds a `nodes.conf`, so that a server may have served from it.
+    pub(super) fn has_been_seeded(&self) -> bool {
+        self.dir.join("nodes.conf").exists()
+    }
+
     /// The address that its configuration binds.
     pub(super) fn bound_ip(&self) -> Option<IpAddr> {
         let config = fs::read_to_string(self.dir.join(CONFIG)).ok()?;
@@ -146,16 +153,8 @@ impl Layout {
         if fs::read(&path).is_ok_and(|old| old == text.as_bytes()) {
             return Ok(());
         }
-        let tmp = self.dir.join(format!("{name}.tmp"));
-        let written = File::create(&tmp)
-            .and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()))
-            .and_then(|()| fs::rename(&tmp, &path))
-            .and_then(|()| File::open(&self.dir)?.sync_all());
-        written.map_err(|e| {
-            // Half a file would only take up what is scarce; if it can't go, no matter.
-            let _ = fs::remove_file(&tmp);
-            self.error(&path, e)
-        })
+        // The configuration may hold a password.
+        files::replace(&path, text.as_bytes(), files::PRIVATE).map_err(|e| self.error(&path, e))
     }
 
     pub(super) fn error(&self, path: &Path, source: io::Error) -> LayoutError {

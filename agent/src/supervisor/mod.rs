@@ -98,6 +98,9 @@ pub struct WantedInstance {
     pub run: Run,
     /// `maxclients` that it must have.
     pub clients_needed: u32,
+    /// Least time between the end of a server that served and the next start: one that
+    /// comes back empty before its replica was promoted would empty the replica too.
+    pub restart_pause: Duration,
 }
 
 impl fmt::Debug for WantedInstance {

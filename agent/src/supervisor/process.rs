@@ -51,7 +51,7 @@ pub enum ProcessError {
     },
     /// The one named isn't there or can't be executed.
     #[error(
-        "redis.server is {server:?}, which is not an executable file; install it (apt-get install redis-server) or set redis.server to the right path"
+        "redis.server is {server:?}, which is neither an executable file nor the name of one in PATH; install it (apt-get install redis-server) or set redis.server to the right path"
     )]
     NotExecutable {
         /// What was named.
@@ -71,24 +71,30 @@ pub enum ProcessError {
     Interrupted,
 }
 
-/// The server's binary: the one named, or the first of `redis-server` and
-/// `valkey-server` in PATH.
+/// The server's binary: the one named (by a path, or by a name in PATH), or the first of
+/// `redis-server` and `valkey-server` in PATH.
 pub fn find_server(server: Option<&Path>) -> Result<PathBuf, ProcessError> {
-    if let Some(server) = server {
-        let found = is_executable(server).then(|| server.to_owned());
-        return found.ok_or_else(|| ProcessError::NotExecutable { server: server.to_owned() });
-    }
     let path = std::env::var_os("PATH").unwrap_or_else(|| PATH_DEFAULT.into());
-    find_in(&path)
+    find_in(server, &path)
 }
 
-fn find_in(path: &OsStr) -> Result<PathBuf, ProcessError> {
-    let dirs: Vec<PathBuf> = std::env::split_paths(path).collect();
-    let candidates = SERVERS.iter().flat_map(|name| dirs.iter().map(move |dir| dir.join(name)));
-    candidates
-        .into_iter()
-        .find(|candidate| is_executable(candidate))
-        .ok_or_else(|| ProcessError::NotFound { path: path.to_string_lossy().into_owned() })
+fn find_in(server: Option<&Path>, path: &OsStr) -> Result<PathBuf, ProcessError> {
+    let in_path = |name: &Path| {
+        std::env::split_paths(path).map(|dir| dir.join(name)).find(|candidate| is_executable(candidate))
+    };
+    match server {
+        None => SERVERS
+            .iter()
+            .find_map(|name| in_path(name.as_ref()))
+            .ok_or_else(|| ProcessError::NotFound { path: path.to_string_lossy().into_owned() }),
+        Some(server) => {
+            let is_name = server.components().count() == 1 && server.is_relative();
+            let found = if is_name { in_path(server) } else { Some(server.to_owned()) };
+            found
+                .filter(|found| is_executable(found))
+                .ok_or_else(|| ProcessError::NotExecutable { server: server.to_owned() })
+        }
+    }
 }
 
 fn is_executable(path: &Path) -> bool {

@@ -52,18 +52,18 @@ pub(super) fn check_free(addr: SocketAddr, what: &str) -> Result<(), String> {
             let holder =
                 holder(addr).unwrap_or_else(|| "another process (not visible to the agent's user)".into());
             format!(
-                "{what} {addr} is taken by {holder}; stop it, or set redis.base_port (or redis.bind) to other ports"
+                "{what} {addr} is taken by {holder}; stop it, or set redis.base_port to other ports (or redis.ip to another address)"
             )
         }
         io::ErrorKind::AddrNotAvailable => {
-            format!("{ip} is not an address of this host; set redis.bind to one that is (see: ip address)")
+            format!("{ip} is not an address of this host; set redis.ip to one that is (see: ip address)")
         }
         io::ErrorKind::PermissionDenied => {
             format!(
                 "{what} {addr} may not be bound by the agent's user; set redis.base_port to 1024 or higher"
             )
         }
-        _ => format!("{what} {addr} can't be bound: {error}; set redis.bind or redis.base_port to another"),
+        _ => format!("{what} {addr} can't be bound: {error}; set redis.ip or redis.base_port to another"),
     })
 }
 

@@ -43,6 +43,8 @@ pub(super) enum Started {
 pub(super) struct Starter {
     data_dir: PathBuf,
     server: Option<PathBuf>,
+    /// When this life of the agent began: servers found missing ended before.
+    began: Instant,
     scan: Mutex<Option<Scan>>,
 }
 
@@ -54,7 +56,7 @@ struct Scan {
 
 impl Starter {
     pub(super) fn new(data_dir: PathBuf, server: Option<PathBuf>) -> Self {
-        Self { data_dir, server, scan: Mutex::new(None) }
+        Self { data_dir, server, began: Instant::now(), scan: Mutex::new(None) }
     }
 
     pub(super) fn prepare(&self, plan: PlanId, wanted: &WantedInstance) -> Started {
@@ -74,6 +76,16 @@ impl Starter {
         })?;
         if let Some((process, stopped)) = running {
             return Ok(Started::Adopted { process, stopped, log_from: layout.log_len() });
+        }
+        // When it ended nobody knows, if it was before this agent's time; at the latest then.
+        let pause = wanted.restart_pause.saturating_sub(self.began.elapsed());
+        if layout.has_been_seeded() && !pause.is_zero() {
+            return Err(format!(
+                "{} was not running when the agent started; it is started in {} s, so that a replica takes \
+                 over its slots and its keys first",
+                wanted.addr,
+                pause.as_secs() + 1
+            ));
         }
         process::find_server(self.server.as_deref()).map_err(|error| error.to_string())?;
         process::check_nofile(wanted.clients_needed)?;

@@ -81,7 +81,14 @@ impl Bench {
             u32::from(nth) + 1,
             port + BUS_PORT_OFFSET
         );
-        WantedInstance { addr: self.addr(nth), config, nodes_conf, run, clients_needed: 500 }
+        WantedInstance {
+            addr: self.addr(nth),
+            config,
+            nodes_conf,
+            run,
+            clients_needed: 500,
+            restart_pause: Duration::ZERO,
+        }
     }
 
     fn level(&self, count: u16, run: Run) -> WantedLevel {

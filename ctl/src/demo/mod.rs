@@ -39,6 +39,7 @@ use crate::cluster::{self, CreateOptions, REPLICAS_MAX};
 use crate::exit::Exit;
 use crate::output::{Output, note};
 use crate::progress::Progress;
+use crate::run::detail::DetailFigures;
 use crate::run::report::{Names, RunReport};
 use crate::session::Session;
 
@@ -251,7 +252,8 @@ async fn steps(
     };
     let run = session.run_start(spec).await?;
     let this = RunRef::Prefix(run.id.0.to_string());
-    let view = crate::run::watch(&mut session, this, Some(RUN_STALL_MAX)).await?;
+    crate::run::watch(&mut session, this.clone(), Some(RUN_STALL_MAX)).await?;
+    let detail = session.run_detail(this).await?;
 
     let members = session.members().await?;
     let names = Names::of_members(&members);
@@ -260,7 +262,7 @@ async fn steps(
         instances: plan.instances(),
         coordinator: members.coordinator.map(|host| names.of(host)),
         formation,
-        report: RunReport::of(&view, &names),
+        report: RunReport::of(&detail.view, &names).with_detail(DetailFigures::of(&detail)),
         addresses: plan.addresses(),
     })
 }

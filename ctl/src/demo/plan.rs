@@ -37,7 +37,7 @@ impl DemoPlan {
             .per_host
             .unwrap_or_else(|| sizing::per_host(machine, options.hosts, options.replicas, PER_HOST_MAX));
         let why = match options.per_host {
-            Some(_) => "--per-host".to_owned(),
+            Some(_) => "as --per-host asks".to_owned(),
             None => format!(
                 "fitted to {} cores and {} of available memory; --per-host changes it",
                 machine.cores,

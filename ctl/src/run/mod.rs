@@ -2,12 +2,16 @@
 //!
 //! A run belongs to the mesh: ending ctl (Ctrl-C in `watch`) does not stop it.
 
+mod compare;
+pub mod detail;
+mod export;
 mod list;
 pub mod report;
 mod watch;
 
 pub use watch::watch;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgGroup, Args, Subcommand};
@@ -15,6 +19,8 @@ use redmesh_api::control::{RefusalKind, RunRef, RunView};
 use redmesh_api::limits::WORKERS_MAX;
 use redmesh_api::run::{RunSpec, RunStage, RunUntil, UUID_COUNTER};
 
+use self::compare::Comparison;
+use self::detail::DetailFigures;
 use self::report::{Names, RunReport};
 use crate::exit::{Exit, UsageError};
 use crate::output::{Output, note};
@@ -40,6 +46,14 @@ Examples:
     /// Show the runs that the mesh remembers
     #[command(after_help = "Examples:\n  redmeshctl run list")]
     List,
+    /// Show two runs side by side, and whether they differ by more than their noise
+    #[command(after_help = "Examples:\n  redmeshctl run compare 3f2a9c1d 77e0b2d4")]
+    Compare(CompareArgs),
+    /// Write a run's service times to an HDR histogram log that other tools read
+    #[command(
+        after_help = "Examples:\n  redmeshctl run export --out run.hlog\n  redmeshctl run export 3f2a9c1d --out 3f2a.hlog"
+    )]
+    Export(ExportArgs),
     /// Show one run's report as it stands
     #[command(after_help = "Examples:\n  redmeshctl run show\n  redmeshctl run show 3f2a9c1d -o json")]
     Show(Which),
@@ -87,6 +101,27 @@ pub struct StartArgs {
     no_wait: bool,
 }
 
+/// `run compare …`
+#[derive(Debug, Args)]
+pub struct CompareArgs {
+    /// The run to compare with
+    #[arg(value_name = "A", value_parser = parse_prefix)]
+    a: String,
+    /// The run to compare
+    #[arg(value_name = "B", value_parser = parse_prefix)]
+    b: String,
+}
+
+/// `run export …`
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    #[command(flatten)]
+    which: Which,
+    /// File to write; it must not exist
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+}
+
 /// `run stop …`
 #[derive(Debug, Args)]
 pub struct StopArgs {
@@ -103,14 +138,13 @@ pub async fn run(command: RunCommand, session: &mut Session, output: &Output) ->
         RunCommand::Start(args) => start(args, session, output).await,
         RunCommand::Watch(which) => {
             let view = watch(session, which.into_ref(), None).await?;
-            print(view, session, output).await
+            print(exactly(&view), session, output).await
         }
         RunCommand::Stop(args) => stop(args, session, output).await,
+        RunCommand::Compare(args) => compare(args, session, output).await,
+        RunCommand::Export(args) => export(args, session, output).await,
         RunCommand::List => list::run(session, output).await,
-        RunCommand::Show(which) => {
-            let view = session.run_show(which.into_ref(), true).await?;
-            print(view, session, output).await
-        }
+        RunCommand::Show(which) => print(which.into_ref(), session, output).await,
     }
 }
 
@@ -129,7 +163,7 @@ async fn start(args: StartArgs, session: &mut Session, output: &Output) -> anyho
     }
     note(&format!("run {} has begun; Ctrl-C stops watching, not the run", run.id));
     let view = watch(session, this, None).await?;
-    print(view, session, output).await
+    print(exactly(&view), session, output).await
 }
 
 /// The run just begun; the agent asked may be a moment behind the coordinator.
@@ -154,16 +188,42 @@ async fn stop(args: StopArgs, session: &mut Session, output: &Output) -> anyhow:
         output.answer(&RunReport::of(&view, &Names::default()), || format!("run {id} is being stopped\n"))?;
         return Ok(Exit::Ok);
     }
-    let view = watch(session, RunRef::Prefix(view.run.id.0.to_string()), None).await?;
-    print(view, session, output).await
+    let view = watch(session, exactly(&view), None).await?;
+    print(exactly(&view), session, output).await
 }
 
-/// Prints a run's report. A closed account that isn't whole is exit code 1.
-async fn print(view: RunView, session: &mut Session, output: &Output) -> anyhow::Result<Exit> {
+fn exactly(view: &RunView) -> RunRef {
+    RunRef::Prefix(view.run.id.0.to_string())
+}
+
+/// Prints a run's report with all that its hosts kept. A closed account that isn't whole
+/// is exit code 1.
+async fn print(run: RunRef, session: &mut Session, output: &Output) -> anyhow::Result<Exit> {
     let names = Names::ask(session).await;
-    let report = RunReport::of(&view, &names);
+    let detail = session.run_detail(run).await?;
+    let report = RunReport::of(&detail.view, &names).with_detail(DetailFigures::of(&detail));
     output.answer(&report, || report.text())?;
-    Ok(Exit::ok_if(view.run.stage != RunStage::Done || report.is_ok()))
+    Ok(Exit::ok_if(detail.view.run.stage != RunStage::Done || report.is_ok()))
+}
+
+async fn compare(args: CompareArgs, session: &mut Session, output: &Output) -> anyhow::Result<Exit> {
+    let a = session.run_detail(RunRef::Prefix(args.a)).await?;
+    let b = session.run_detail(RunRef::Prefix(args.b)).await?;
+    let comparison = Comparison::of(&a, &b);
+    output.answer(&comparison, || comparison.text())?;
+    Ok(Exit::Ok)
+}
+
+async fn export(args: ExportArgs, session: &mut Session, output: &Output) -> anyhow::Result<Exit> {
+    let names = Names::ask(session).await;
+    let detail = session.run_detail(args.which.into_ref()).await?;
+    let lines = export::write(&detail, &names, &args.out)?;
+    detail.missing.iter().for_each(|words| note(&format!("not exported: {words}")));
+    let file = args.out.display().to_string();
+    output.answer(&serde_json::json!({ "file": file, "histograms": lines }), || {
+        format!("{lines} histograms of run {} in {file}\n", detail.view.run.id)
+    })?;
+    Ok(Exit::ok_if(detail.missing.is_empty()))
 }
 
 /// When a run is over, by the two options of which one is given.

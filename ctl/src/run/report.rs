@@ -9,6 +9,7 @@ use redmesh_api::ids::HostId;
 use redmesh_api::run::{Counts, LatencySummary, Ledger, Outcome, RunStage, RunUntil};
 use serde::Serialize;
 
+use super::detail::DetailFigures;
 use crate::members::{table, table_text};
 use crate::session::Session;
 use crate::units::{micros, rate, seconds, thousands, thousands_signed};
@@ -46,6 +47,8 @@ pub struct RunReport {
     pub ledger: Option<LedgerFigures>,
     /// Each load host's part.
     pub hosts: Vec<HostFigures>,
+    /// What the hosts kept beside their counts, where it was asked for.
+    pub detail: Option<DetailFigures>,
     #[serde(skip)]
     workload: String,
     #[serde(skip)]
@@ -193,11 +196,17 @@ impl RunReport {
             },
             ledger: result.map(|result| LedgerFigures::from(&result.ledger)),
             hosts: hosts.collect(),
+            detail: None,
             workload: run.spec.workload.clone(),
             until: run.spec.until,
             asked: total.asked,
             waiting_for: view.waiting_for.clone(),
         }
+    }
+
+    /// The same with what the hosts kept.
+    pub fn with_detail(self, detail: DetailFigures) -> Self {
+        Self { detail: Some(detail), ..self }
     }
 
     /// Whether the account is closed and whole.
@@ -291,6 +300,9 @@ impl RunReport {
                 ledger.notes.iter().try_for_each(|note| writeln!(to, "            {note}"))?;
             }
             None => writeln!(to, "ledger      open until the run is done")?,
+        }
+        for (heading, line) in self.detail.iter().flat_map(DetailFigures::lines) {
+            writeln!(to, "{heading:<12}{line}")?;
         }
         if let Some(waiting) = &self.waiting_for {
             writeln!(to, "waiting for {waiting}")?;

@@ -183,7 +183,7 @@ fn refusals_name_the_remedy() {
     assert!(with(|i| i.hosts[1].base_port = 55533).contains("55533-55536"));
     assert!(with(|i| i.hosts[1].base_port = 0).contains("ports 0-3"));
     assert!(with(|i| i.hosts[1].id = i.hosts[0].id).contains("listed twice"));
-    assert!(with(|i| i.hosts[1].ip = IpAddr::from([0, 0, 0, 0])).contains("redis.bind"));
+    assert!(with(|i| i.hosts[1].ip = IpAddr::from([0, 0, 0, 0])).contains("redis.ip"));
     assert!(with(|i| i.spec.node_timeout_ms = Some(5)).contains("5 ms is out of bounds"));
 }
 

@@ -39,6 +39,7 @@ logfile redis.log
 appendonly no
 save \"\"
 protected-mode no
+repl-diskless-sync-delay 0
 tcp-backlog 4096
 maxclients 6094
 ";

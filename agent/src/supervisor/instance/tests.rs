@@ -127,6 +127,23 @@ fn backoff_doubles_and_five_exits_are_a_crash_loop() {
 }
 
 #[test]
+fn one_that_served_stays_away_until_a_replica_can_have_taken_over() {
+    let mut sim = Sim::new();
+    let pause = Duration::from_secs(12);
+    sim.instance.set_restart_pause(pause);
+    sim.step(Event::Wanted(Run::Running));
+    sim.spawn(7);
+    sim.exit();
+    assert_eq!(sim.pass(BACKOFF_MIN), [Effect::Prepare], "it never served");
+    sim.spawn(8);
+    sim.ready();
+    sim.exit();
+    assert!(sim.problem().contains("after 12000 ms, so that a replica takes over"), "{}", sim.problem());
+    assert_eq!(sim.pass(pause - Duration::from_millis(1)), []);
+    assert_eq!(sim.pass(Duration::from_millis(1)), [Effect::Prepare]);
+}
+
+#[test]
 fn backoff_is_bounded() {
     let mut sim = Sim::new();
     sim.step(Event::Wanted(Run::Running));

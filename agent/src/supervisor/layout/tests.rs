@@ -30,7 +30,7 @@ fn seeds_once_a_plan_and_renews_the_configuration() {
         ("new".into(), "the server's own".into())
     );
     let left: Vec<_> = fs::read_dir(layout.dir()).unwrap().map(|e| e.unwrap().file_name()).collect();
-    assert!(!left.iter().any(|name| name.to_string_lossy().ends_with(".tmp")), "{left:?}");
+    assert!(!left.iter().any(|name| name.to_string_lossy().ends_with(".new")), "{left:?}");
 }
 
 #[test]
@@ -66,7 +66,7 @@ fn a_start_that_was_cut_short_goes_on() {
     let layout = Layout::new(data.path(), 6379);
     fs::create_dir(layout.dir()).unwrap();
     fs::write(layout.dir().join(MARKER), plan(1).to_string()).unwrap();
-    fs::write(layout.dir().join("nodes.conf.tmp"), "ha").unwrap();
+    fs::write(layout.dir().join("nodes.conf.new"), "ha").unwrap();
     layout.prepare(plan(1), "config", "seed").unwrap();
     assert_eq!(read(&layout, "nodes.conf"), "seed");
 }

@@ -3,11 +3,22 @@ use super::*;
 #[test]
 fn a_missing_binary_names_what_was_searched() {
     let empty = tempfile::tempdir().unwrap();
-    let words = find_in(empty.path().as_os_str()).unwrap_err().to_string();
+    let words = find_in(None, empty.path().as_os_str()).unwrap_err().to_string();
     assert!(words.contains(&empty.path().display().to_string()), "{words}");
     assert!(words.contains("apt-get install redis-server") && words.contains("redis.server"), "{words}");
     let words = find_server(Some(Path::new("/nowhere/redis-server"))).unwrap_err().to_string();
     assert!(words.contains("/nowhere/redis-server"), "{words}");
+}
+
+#[test]
+fn a_server_may_be_named_as_in_path_or_by_a_path() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = dir.path().join("my-redis");
+    std::os::unix::fs::symlink("/bin/sh", &server).unwrap();
+    let path = dir.path().as_os_str();
+    assert_eq!(find_in(Some(Path::new("my-redis")), path).unwrap(), server);
+    assert_eq!(find_in(Some(&server), OsStr::new("")).unwrap(), server);
+    assert!(find_in(Some(Path::new("other")), path).is_err());
 }
 
 #[test]

@@ -169,5 +169,5 @@ fn the_json_has_its_documented_shape() {
         json!({"dbsize": 1_000_000, "cmdstat_set_calls": 1_000_000, "lost": 0, "ok": true, "notes": []})
     );
     assert_eq!(value["hosts"].as_array().unwrap().len(), 2);
-    assert_eq!(value.as_object().unwrap().len(), 3);
+    assert_eq!(value.as_object().unwrap().len(), 4);
 }

@@ -10,7 +10,16 @@ use hdrhistogram::serialization::{
     DeserializeError, Deserializer, Serializer, V2SerializeError, V2Serializer,
 };
 
-use super::recorder::{DIGITS, SERVICE_US_MAX};
+/// Longest service time told apart, microseconds (1 h); longer ones count as this.
+pub const SERVICE_US_MAX: u64 = 3_600_000_000;
+
+/// Significant decimal digits of recorded values.
+pub const DIGITS: u8 = 3;
+
+/// An empty histogram of the one shape used everywhere: 1 µs to 1 h, 3 digits.
+pub fn empty_histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, SERVICE_US_MAX, DIGITS).expect("constant bounds that the crate accepts")
+}
 
 /// Largest encoded histogram, bytes: every bucket filled with a count of up to 9 bytes.
 pub const HISTOGRAM_BYTES_MAX: usize = 256 * 1024;
@@ -62,7 +71,7 @@ pub fn encode(histogram: &Histogram<u64>) -> Result<Vec<u8>, HistogramError> {
     Ok(bytes)
 }
 
-/// Bytes of [`encode`] back as a histogram of the shape of [`super::recorder::empty_histogram`].
+/// Bytes of [`encode`] back as a histogram of the shape of [`empty_histogram`].
 pub fn decode(bytes: &[u8]) -> Result<Histogram<u64>, HistogramError> {
     let got = bytes.len();
     if !(HEADER_BYTES..=HISTOGRAM_BYTES_MAX).contains(&got) {
@@ -123,7 +132,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::stats::recorder::empty_histogram;
 
     proptest! {
         #[test]
