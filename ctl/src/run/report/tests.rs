@@ -158,7 +158,7 @@ fn the_json_has_its_documented_shape() {
         value["run"],
         json!({
             "id": "3f2a9c1d-0000-4000-8000-000000000000", "state": "completed", "reason": null,
-            "workers": 2000, "issued": 1_000_000, "acked": 1_000_000, "failed": 0, "unknown": 0,
+            "workers": 2000, "load_hosts": 2, "issued": 1_000_000, "acked": 1_000_000, "failed": 0, "unknown": 0,
             "moved": 6, "retried": 0, "seconds": 2.0, "writes_per_s": 500_000.0,
             "latency_us": {"p50": 3050, "p90": 5000, "p99": 14400, "p999": 30000, "max": 45678},
             "client_cpu_s": 0.32, "server_cpu_s": 5.8,
