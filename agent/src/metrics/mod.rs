@@ -45,3 +45,25 @@ pub fn install() -> Result<Exposition, BuildError> {
     instances::describe();
     Ok(Exposition(handle))
 }
+
+#[cfg(test)]
+mod tests {
+    use metrics::{Unit, describe_gauge, gauge};
+
+    use super::*;
+
+    #[test]
+    fn seconds_that_only_grow_are_exposed_as_counters() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        metrics::with_local_recorder(&recorder, || {
+            for name in instances::COUNTERS_OF_SECONDS {
+                describe_gauge!(name, Unit::Seconds, "help");
+                gauge!(name).set(1.25);
+            }
+        });
+        let text = Exposition(recorder.handle()).render();
+        for name in instances::COUNTERS_OF_SECONDS {
+            assert!(text.contains(&format!("# TYPE {name} counter\n{name} 1.25\n")), "{text}");
+        }
+    }
+}
