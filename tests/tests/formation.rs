@@ -61,12 +61,12 @@ fn metrics_are_served(ip: &str) {
     assert!(http_get(ip, "/healthz").starts_with("HTTP/1.1 200"));
     assert!(http_get(ip, "/readyz").starts_with("HTTP/1.1 200"));
     let instance = format!("redis_up{{instance_addr=\"{ip}:6382\"}} 1");
-    let text = until("the instances' metrics", Duration::from_secs(20), || {
-        Some(http_get(ip, "/metrics")).filter(|text| text.contains(&instance))
+    let expected =
+        ["redmesh_members_alive 3", "redmesh_plan_stage 3", "redis_memory_used_bytes{", instance.as_str()];
+    until(&format!("/metrics to show {expected:?}"), Duration::from_secs(30), || {
+        let text = http_get(ip, "/metrics");
+        expected.iter().all(|line| text.contains(line)).then_some(())
     });
-    assert!(text.contains("redmesh_members_alive 3"), "{text}");
-    assert!(text.contains("redmesh_plan_stage 3"), "{text}");
-    assert!(text.contains("redis_memory_used_bytes{"), "{text}");
 }
 
 #[test]
