@@ -22,7 +22,7 @@ demo: need-build need-server ## Form a mesh on this machine, write into it, repo
 
 test: need-build need-server ## Run all tests, with real redis-servers
 	cargo build --locked --workspace --bins
-	cargo test --locked --workspace --no-fail-fast
+	cargo test --locked --workspace --no-fail-fast --lib --bins --tests
 
 verify: need-build ## Check form, lints, licences, dependencies and docs; changes nothing in the tree
 	cargo fmt --all --check

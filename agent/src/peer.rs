@@ -21,9 +21,9 @@ pub const QUICK_DEADLINE: Duration = Duration::from_secs(3);
 /// For questions for which a peer asks all of its instances first.
 pub const INSTANCES_DEADLINE: Duration = Duration::from_secs(20);
 
-/// For a request passed on to the coordinator: it may ask all hosts' instances and
-/// commit to Raft before it answers.
-pub const FORWARD_DEADLINE: Duration = Duration::from_secs(30);
+/// For a request passed on to the coordinator: it may ask all hosts' instances, commit
+/// to Raft and push before it answers, each with a deadline of its own.
+pub const FORWARD_DEADLINE: Duration = Duration::from_secs(40);
 
 /// A question between agents; each is answered by the [`PeerReply`] beside it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

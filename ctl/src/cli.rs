@@ -53,7 +53,7 @@ pub struct Globals {
     #[arg(short, long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
     pub output: Format,
     /// How long one request may take, in seconds or with a unit
-    #[arg(long, global = true, default_value = "30s", value_parser = units::parse_duration, value_name = "TIME")]
+    #[arg(long, global = true, default_value = "45s", value_parser = units::parse_duration, value_name = "TIME")]
     pub timeout: Duration,
 }
 

@@ -32,6 +32,9 @@ impl Control {
     }
 
     async fn create(&self, level: &Level, spec: ClusterSpec) -> ControlReply {
+        if level.mesh.is_none() {
+            return refused(RefusalKind::NoCoordinator, "the mesh is just being founded: try again");
+        }
         if let Some(plan) = &level.plan {
             return if plan.spec == spec {
                 ControlReply::Created { plan: plan.clone(), fresh: false }

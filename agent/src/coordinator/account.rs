@@ -51,6 +51,14 @@ pub fn close(run: &Run, closing: Closing) -> RunResult {
     let server_cpu_us = growth(&run.before, &closing.after, |sample| sample.cpu_us);
     let mut ledger = hold_against(&run.before, &closing.after, total, closing.notes);
     ledger.ok &= all_closed && closing.all_sampled && total.in_flight() == 0;
+    if !closing.all_sampled && ledger.lost > 0 {
+        // What an unsampled instance holds is not lost, only not seen.
+        ledger.notes.push(format!(
+            "{} acked writes are not on the instances that were sampled; how many are lost can't be told",
+            ledger.lost
+        ));
+        ledger.lost = 0;
+    }
     RunResult {
         outcome: closing.outcome,
         tallies: closing.tallies,
@@ -100,12 +108,12 @@ fn hold_against(
     }
     if restarted > 0 {
         notes.push(format!(
-            "{restarted} primaries restarted in the run: what they held in memory and counted before is gone"
+            "primaries restarted in the run: {restarted}; what they held in memory and counted before is gone"
         ));
     }
     if promoted > 0 {
         notes.push(format!(
-            "{promoted} replicas were promoted in the run: their cmdstat_set includes replicated writes"
+            "replicas promoted in the run: {promoted}; their cmdstat_set includes replicated writes"
         ));
     }
 
