@@ -152,8 +152,10 @@ impl Actor {
 
     /// Does what follows from the present state, then tells it.
     fn settle(&mut self) {
-        self.begin_queued();
+        // In this order: what a look at the bus ports ends makes room for what is queued,
+        // and nothing else may come to wake this loop up for it.
         self.poll_bus();
+        self.begin_queued();
         if self.stop.as_ref().is_some_and(|stop| stop.search == Search::Due) && self.all_stopped() {
             self.search_leftover();
         }
@@ -436,11 +438,14 @@ impl Actor {
         let queued: HashSet<SocketAddr> = self.queue.iter().copied().collect();
         let under_way =
             self.entries.iter().filter(|(addr, e)| e.instance.starting() && !queued.contains(addr)).count();
-        for _ in under_way..self.starts_max {
+        let mut room = self.starts_max.saturating_sub(under_way);
+        while room > 0 {
             let Some(addr) = self.queue.pop_front() else { return };
+            // One that isn't wanted any more takes no room.
             let Some((plan, wanted)) = self.entries.get(&addr).and_then(|entry| entry.wanted.clone()) else {
                 continue;
             };
+            room -= 1;
             let starter = Arc::clone(&self.starter);
             self.begin(addr, Started::Blocked, move || starter.prepare(plan, &wanted));
         }
