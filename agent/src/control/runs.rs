@@ -154,10 +154,7 @@ impl Control {
             None => run.shares.iter().map(|share| self.rates.of(run.id, share.host)).collect(),
         };
         let writes_per_s = match &run.result {
-            Some(_) => {
-                let total = tallies.iter().fold(Counts::default(), |sum, tally| sum.plus(tally.counts));
-                per_second(total)
-            }
+            Some(_) => per_second(stats::total(&tallies)),
             None => host_writes_per_s.iter().sum(),
         };
         RunView {
@@ -195,7 +192,7 @@ impl Control {
 
 fn average(tallies: &[Tally], host: HostId) -> f64 {
     let mine = tallies.iter().filter(|tally| tally.host == host);
-    per_second(mine.fold(Counts::default(), |sum, tally| sum.plus(tally.counts)))
+    per_second(stats::total(mine))
 }
 
 fn per_second(counts: Counts) -> f64 {

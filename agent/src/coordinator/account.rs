@@ -3,6 +3,8 @@
 use redmesh_api::ids::HostId;
 use redmesh_api::run::{Counts, LatencySummary, Ledger, Outcome, Run, RunResult, ServerSample, Share, Tally};
 
+use crate::stats;
+
 /// Splits `workers` and `writes` over `hosts`: workers as evenly as can be, writes in
 /// proportion to workers, both adding up exactly. A host without a worker has no share.
 pub fn shares(hosts: &[HostId], workers: u32, writes: Option<u64>) -> Vec<Share> {
@@ -46,7 +48,7 @@ pub struct Closing {
 
 /// Settles `run`.
 pub fn close(run: &Run, closing: Closing) -> RunResult {
-    let total = closing.tallies.iter().fold(Counts::default(), |sum, tally| sum.plus(tally.counts));
+    let total = stats::total(&closing.tallies);
     let all_closed = closing.tallies.iter().all(|tally| tally.closed);
     let server_cpu_us = growth(&run.before, &closing.after, |sample| sample.cpu_us);
     let mut ledger = hold_against(&run.before, &closing.after, total, closing.notes);
