@@ -97,6 +97,18 @@ pub async fn ask(
     transport::call(transport, to, Channel::Peer, request, deadline).await
 }
 
+/// One request to a host at its address, if the mesh still knows one; else, and on any
+/// failure, the reason in words that follow the host's name.
+pub async fn ask_known(
+    transport: &dyn Transport,
+    to: Option<SocketAddr>,
+    request: &PeerRequest,
+    deadline: Duration,
+) -> Result<PeerReply, String> {
+    let to = to.ok_or_else(|| "gone from the mesh".to_owned())?;
+    ask(transport, to, request, deadline).await.map_err(|error| crate::error_chain(&error))
+}
+
 #[cfg(test)]
 mod tests {
     use redmesh_api::codec;

@@ -25,13 +25,11 @@ pub async fn cluster_check(census: &Census, transport: &dyn Transport) -> Contro
     };
     let hosts = census.hosts();
     let asked = plan.hosts.iter().map(|planned| async {
-        let Some(host) = hosts.get(&planned.id) else {
-            return Err(format!("{}: gone from the mesh", planned.name));
-        };
-        match peer::ask(transport, host.addr, &PeerRequest::CheckInstances, peer::INSTANCES_DEADLINE).await {
+        let to = hosts.get(&planned.id).map(|host| host.addr);
+        match peer::ask_known(transport, to, &PeerRequest::CheckInstances, peer::INSTANCES_DEADLINE).await {
             Ok(PeerReply::Views(views)) => Ok(views),
             Ok(other) => Err(format!("{}: answered {other:?}", planned.name)),
-            Err(error) => Err(format!("{}: {}", planned.name, crate::error_chain(&error))),
+            Err(reason) => Err(format!("{}: {reason}", planned.name)),
         }
     });
     let mut views = Vec::new();

@@ -6,7 +6,7 @@ use redmesh_api::run::{Outcome, Run, RunResult, RunStage, ServerSample, ShareDet
 use tracing::warn;
 
 use super::account::{self, Closing};
-use crate::census::Census;
+use crate::census::{Census, CensusHost};
 use crate::clock::now_unix_ms;
 use crate::peer::{self, PeerReply, PeerRequest, ShareReport};
 use crate::stats;
@@ -44,15 +44,13 @@ pub async fn sample_servers(census: &Census, transport: &dyn Transport) -> Sampl
     let hosts = census.hosts();
     let asked = plan.hosts.iter().map(|planned| async {
         let name = &planned.name;
-        let Some(host) = hosts.get(&planned.id) else {
-            return Sampled::none(format!("{name}: gone from the mesh"));
-        };
-        match peer::ask(transport, host.addr, &PeerRequest::SampleServers, peer::INSTANCES_DEADLINE).await {
+        let to = hosts.get(&planned.id).map(|host| host.addr);
+        match peer::ask_known(transport, to, &PeerRequest::SampleServers, peer::INSTANCES_DEADLINE).await {
             Ok(PeerReply::Samples { samples, missing }) => {
                 Sampled { samples, missing }.of_all(name, plan.instances_of(planned.id).count())
             }
             Ok(other) => Sampled::none(format!("{name}: answered {other:?}")),
-            Err(error) => Sampled::none(format!("{name}: {}", crate::error_chain(&error))),
+            Err(reason) => Sampled::none(format!("{name}: {reason}")),
         }
     });
     let mut all = Sampled::default();
@@ -124,17 +122,15 @@ async fn reports(
 ) -> Vec<(String, Result<ShareReport, String>)> {
     let hosts = census.hosts();
     let asked = run.shares.iter().map(|share| async {
-        let Some(host) = hosts.get(&share.host) else {
-            return (share.host.to_string(), Err("gone from the mesh".to_owned()));
-        };
-        let reply =
-            peer::ask(transport, host.addr, &PeerRequest::RunReport(run.id), peer::QUICK_DEADLINE).await;
-        let report = match reply {
+        let host = hosts.get(&share.host);
+        let request = PeerRequest::RunReport(run.id);
+        let to = host.map(|host| host.addr);
+        let report = match peer::ask_known(transport, to, &request, peer::QUICK_DEADLINE).await {
             Ok(PeerReply::Report(report)) => Ok(report),
             Ok(other) => Err(format!("answered {other:?}")),
-            Err(error) => Err(crate::error_chain(&error)),
+            Err(reason) => Err(reason),
         };
-        (host.name(), report)
+        (host.map_or_else(|| share.host.to_string(), CensusHost::name), report)
     });
     futures_util::future::join_all(asked).await
 }
