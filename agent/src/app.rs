@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-use crate::census::Census;
+use crate::census::{Census, ParsedHosts};
 use crate::cluster::{self, AdminOptions, AdminPool};
 use crate::config::{Config, OnAgentExit};
 use crate::consensus::{Consensus, ConsensusOptions};
@@ -160,6 +160,7 @@ async fn build(config: Config) -> Result<Running> {
         view,
         levels: levels_cell.clone(),
         leadership: consensus.leadership(),
+        parsed: ParsedHosts::default(),
     };
     let shares = Shares::new(ShareSettings {
         host: host.id(),

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use redmesh_api::ids::{HostId, MeshId, RunId};
 use redmesh_api::level::Level;
@@ -68,13 +68,40 @@ pub struct Census {
     pub levels: LevelCell,
     /// The local Raft node.
     pub leadership: watch::Receiver<Leadership>,
+    /// What the newest view says of its hosts.
+    pub parsed: ParsedHosts,
+}
+
+/// Hosts by id.
+pub type Hosts = BTreeMap<HostId, CensusHost>;
+
+/// The hosts of the view that was asked for last: their values are JSON, which is parsed
+/// once per view, not each time that somebody asks.
+#[derive(Debug, Clone, Default)]
+pub struct ParsedHosts(Arc<Mutex<Option<ParsedView>>>);
+
+type ParsedView = (Arc<MeshView>, Arc<Hosts>);
+
+impl ParsedHosts {
+    fn of(&self, view: &Arc<MeshView>) -> Arc<Hosts> {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((known, hosts)) = &*last
+            && Arc::ptr_eq(known, view)
+        {
+            return hosts.clone();
+        }
+        let hosts = view.members.values().map(|member| (member.id, CensusHost::of(member)));
+        let hosts: Arc<Hosts> = Arc::new(hosts.collect());
+        *last = Some((view.clone(), hosts.clone()));
+        hosts
+    }
 }
 
 impl Census {
     /// All hosts known, by id.
-    pub fn hosts(&self) -> BTreeMap<HostId, CensusHost> {
+    pub fn hosts(&self) -> Arc<Hosts> {
         let view = self.view.borrow().clone();
-        view.members.values().map(|member| (member.id, CensusHost::of(member))).collect()
+        self.parsed.of(&view)
     }
 
     /// The newest level.
@@ -98,8 +125,8 @@ impl Census {
         if self.acting() {
             return hosts.get(&self.host).cloned();
         }
-        let others = hosts.into_values().filter(|host| host.id != self.host);
-        others.filter(|host| host.alive && host.lead.acting).max_by_key(|host| host.lead.term)
+        let others = hosts.values().filter(|host| host.id != self.host);
+        others.filter(|host| host.alive && host.lead.acting).max_by_key(|host| host.lead.term).cloned()
     }
 
     /// Who votes, by the acting coordinator's word or by the local Raft node's.
@@ -110,7 +137,7 @@ impl Census {
         }
     }
 
-    /// Counts of `run` by host and epoch: gossip's newest sightings, earlier lives
+    /// Counts of `run` by host, share and epoch: gossip's newest sightings, earlier lives
     /// included; those of a closed run are the level's own.
     pub fn tallies(&self, run: &Run) -> Vec<Tally> {
         match &run.result {
@@ -123,5 +150,35 @@ impl Census {
         let view = self.view.borrow().clone();
         let sightings = view.members.values().flat_map(|member| facts::tallies_of(member, run));
         stats::merge(sightings).into_values().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn view(name: &str) -> Arc<MeshView> {
+        let facts = format!(
+            r#"{{"name":"{name}","version":"1","http":null,"redis_ip":"127.0.0.1","base_port":1,"bootstrap_expect":1}}"#
+        );
+        let member = MeshMember {
+            id: HostId(1),
+            generation: 1,
+            addr: "127.0.0.1:1".parse().expect("an address"),
+            alive: true,
+            values: BTreeMap::from([(facts::HOST.to_owned(), facts)]),
+            older: Vec::new(),
+        };
+        Arc::new(MeshView { members: BTreeMap::from([(member.id, member)]) })
+    }
+
+    #[test]
+    fn a_view_is_parsed_once_and_a_newer_one_anew() {
+        let parsed = ParsedHosts::default();
+        let (a, b) = (view("a"), view("b"));
+        let first = parsed.of(&a);
+        assert_eq!(first[&HostId(1)].name(), "a");
+        assert!(Arc::ptr_eq(&first, &parsed.of(&a)));
+        assert_eq!(parsed.of(&b)[&HostId(1)].name(), "b");
     }
 }

@@ -25,6 +25,9 @@ pub const RUN_PREFIX: &str = "run/";
 /// Problems that one host gossips at the most; its own status has them all.
 pub const PROBLEMS_MAX: usize = 4;
 
+/// Shares of one run that one host gossips as lost at the most.
+pub const SHARES_LOST_MAX: usize = 100;
+
 /// Longest text of one gossiped problem, bytes.
 pub const PROBLEM_BYTES_MAX: usize = 600;
 
@@ -75,35 +78,134 @@ pub struct Observed {
     pub agreed: u32,
     /// First few instances that aren't where they should be: why, and the remedy.
     pub problems: Vec<String>,
-    /// A run of which this host can't bear its share, and why.
-    pub share_lost: Option<(RunId, String)>,
+    /// Shares of a run that this host can't bear, and why.
+    pub share_lost: Option<ShareLost>,
+    /// Why it can't take a level that it was given.
+    pub level_lost: Option<String>,
+}
+
+/// Shares that their host can't bear.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShareLost {
+    /// Of which run.
+    pub run: RunId,
+    /// Which, by index; the first [`SHARES_LOST_MAX`].
+    pub shares: Vec<u16>,
+    /// Why the first can't be borne.
+    pub reason: String,
+}
+
+impl ShareLost {
+    /// Whether `share` of `run` is among them.
+    pub fn has(&self, run: RunId, share: u16) -> bool {
+        self.run == run && self.shares.contains(&share)
+    }
+}
+
+/// `text` cut to [`PROBLEM_BYTES_MAX`].
+pub fn cut(mut text: String) -> String {
+    if text.len() > PROBLEM_BYTES_MAX {
+        text.truncate(text.floor_char_boundary(PROBLEM_BYTES_MAX));
+        text.push('…');
+    }
+    text
 }
 
 impl Observed {
     /// Adds a problem if there is room, cut to its bound.
     pub fn add_problem(&mut self, text: impl Into<String>) {
         if self.problems.len() < PROBLEMS_MAX {
-            let mut text: String = text.into();
-            if text.len() > PROBLEM_BYTES_MAX {
-                text.truncate(text.floor_char_boundary(PROBLEM_BYTES_MAX));
-                text.push('…');
-            }
-            self.problems.push(text);
+            self.problems.push(cut(text.into()));
         }
     }
 }
 
-/// Counts of this host's share of one run: an entry per epoch, in order.
+/// Counts of this host's shares of one run: an entry per share and epoch.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShareCounts {
-    /// `(epoch, closed, counts)`.
-    pub epochs: Vec<(u32, bool, Counts)>,
+    /// In the order of shares, and of epochs within each.
+    pub epochs: Vec<EpochCounts>,
+}
+
+/// Counts of one epoch of one share.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "PackedCounts", into = "PackedCounts")]
+pub struct EpochCounts {
+    /// Index of the share in the run.
+    pub share: u16,
+    /// Which life of the agent.
+    pub epoch: u32,
+    /// See [`Tally::closed`].
+    pub closed: bool,
+    /// The counts.
+    pub counts: Counts,
+}
+
+/// The same in few bytes: counts as numbers in a fixed order, zeros at the end left out.
+/// They are gossiped several times a second, one entry for every life of the agent.
+#[derive(Serialize, Deserialize)]
+struct PackedCounts(u16, u32, bool, Vec<u64>);
+
+impl From<EpochCounts> for PackedCounts {
+    fn from(EpochCounts { share, epoch, closed, counts }: EpochCounts) -> Self {
+        // Without `..`: a field that is added must be added here too.
+        let Counts {
+            issued,
+            acked,
+            failed,
+            unknown,
+            moved,
+            asked,
+            retried,
+            cpu_us,
+            active_us,
+            missed,
+            warm_acked,
+            warm_us,
+        } = counts;
+        let mut words = vec![
+            issued, acked, active_us, cpu_us, moved, unknown, failed, retried, missed, warm_acked, warm_us,
+            asked,
+        ];
+        let used = words.iter().rposition(|word| *word > 0).map_or(0, |last| last + 1);
+        words.truncate(used);
+        Self(share, epoch, closed, words)
+    }
+}
+
+impl From<PackedCounts> for EpochCounts {
+    fn from(PackedCounts(share, epoch, closed, words): PackedCounts) -> Self {
+        let mut words = words.into_iter();
+        let mut next = || words.next().unwrap_or(0);
+        // In the order of the packing: struct expressions are evaluated as they are written.
+        let counts = Counts {
+            issued: next(),
+            acked: next(),
+            active_us: next(),
+            cpu_us: next(),
+            moved: next(),
+            unknown: next(),
+            failed: next(),
+            retried: next(),
+            missed: next(),
+            warm_acked: next(),
+            warm_us: next(),
+            asked: next(),
+        };
+        Self { share, epoch, closed, counts }
+    }
 }
 
 impl ShareCounts {
     /// The same as tallies of `host`.
     pub fn tallies(self, host: HostId) -> impl Iterator<Item = Tally> {
-        self.epochs.into_iter().map(move |(epoch, closed, counts)| Tally { host, epoch, closed, counts })
+        self.epochs.into_iter().map(move |EpochCounts { share, epoch, closed, counts }| Tally {
+            host,
+            share,
+            epoch,
+            closed,
+            counts,
+        })
     }
 }
 
@@ -117,4 +219,42 @@ pub fn run_key(run: RunId) -> String {
 pub fn tallies_of(member: &MeshMember, run: RunId) -> Vec<Tally> {
     let counts = member.get_all::<ShareCounts>(&run_key(run)).into_iter();
     counts.flat_map(|counts| counts.tallies(member.id)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn packed_counts_come_back(share: u16, epoch: u32, closed: bool, words: [u64; 12]) {
+            let counts = Counts {
+                issued: words[0],
+                acked: words[1],
+                failed: words[2],
+                unknown: words[3],
+                moved: words[4],
+                asked: words[5] % 2,
+                retried: words[6],
+                cpu_us: words[7],
+                active_us: words[8],
+                missed: words[9],
+                warm_acked: words[10] % 2,
+                warm_us: words[11] % 2,
+            };
+            let said = ShareCounts { epochs: vec![EpochCounts { share, epoch, closed, counts }] };
+            let json = serde_json::to_string(&said).expect("JSON");
+            prop_assert_eq!(serde_json::from_str::<ShareCounts>(&json).expect("the same"), said);
+        }
+    }
+
+    #[test]
+    fn a_plain_epoch_takes_few_bytes() {
+        let counts = Counts { issued: 1_000_000, acked: 999_000, active_us: 5_000_000, ..Counts::default() };
+        let said = ShareCounts { epochs: vec![EpochCounts { share: 3, epoch: 1, closed: false, counts }] };
+        let json = serde_json::to_string(&said).expect("JSON");
+        assert_eq!(json, r#"{"epochs":[[3,1,false,[1000000,999000,5000000]]]}"#);
+    }
 }

@@ -112,17 +112,83 @@ pub async fn ask_known(
 #[cfg(test)]
 mod tests {
     use redmesh_api::codec;
-    use redmesh_api::control::RefusalKind;
+    use redmesh_api::control::{RefusalKind, RunRef, ShareRequest, VerifyRequest};
     use redmesh_api::ids::HostId;
-    use redmesh_api::run::Counts;
+    use redmesh_api::run::{
+        Counts, ErrorCount, Findings, Job, ReadBack, Run, RunSpec, RunStage, RunUntil, Share,
+    };
+    use redmesh_api::workload::{Keys, Pick, ValueBytes, Verb, Workload};
     use uuid::Uuid;
 
     use super::*;
+
+    fn pool() -> Workload {
+        Workload {
+            name: "cache".to_owned(),
+            seed: 3,
+            keys: Keys::Pool { count: 10, pick: Pick::Zipf { exponent: 0.99 } },
+            value: ValueBytes::Weighted(vec![(10, 1), (20, 2)]),
+            mix: vec![(Verb::Get, 9), (Verb::Set, 1)],
+            ttl_s: Some(60),
+            ..Workload::uuid_counter()
+        }
+    }
+
+    fn detail() -> ShareDetail {
+        let addr = "127.0.0.1:7000".parse().expect("an address");
+        ShareDetail {
+            host: HostId(1),
+            epoch: 2,
+            started_unix_ms: 3,
+            resolution_s: 1,
+            acked: vec![4, 5],
+            worker_acked_min: 6,
+            worker_acked_max: 7,
+            errors: vec![ErrorCount { kind: "CLUSTERDOWN".to_owned(), count: 8, first: "x".to_owned() }],
+            histogram: vec![9],
+            intended: vec![10],
+            behind: 11,
+            threads: 12,
+            acked_by: vec![(addr, 13)],
+            findings: Some(Findings {
+                right: 14,
+                wrong: 15,
+                lost: 16,
+                arrived: 17,
+                not_arrived: 18,
+                lost_at: vec![(addr, 19)],
+                examples: vec!["key".to_owned()],
+            }),
+        }
+    }
 
     #[test]
     fn every_question_and_answer_comes_back() {
         let run = RunId(Uuid::from_u128(1));
         let pledge = Pledge { to: HostId(1), to_name: "a".to_owned(), expect: 3, holds: vec![HostId(2)] };
+        let share =
+            ShareRequest { run: RunRef::Latest, host: "host-3".to_owned(), workers: 5, writes: Some(9) };
+        let verify = VerifyRequest { run: RunRef::Latest, sample: Some(100), workers: 20 };
+        let mut spec = RunSpec::closed_loop(pool(), 7, RunUntil::Seconds(60));
+        (spec.rate, spec.ramp_s, spec.warm_up_s, spec.threads_per_host) = (Some(1000), 1, 2, Some(3));
+        let read = ReadBack { of: run, wrap: Some(5), pipeline: 2, per_million: 1000 };
+        let reads = Run {
+            id: run,
+            spec: RunSpec { job: Job::ReadBack(read), ..spec.clone() },
+            shares: vec![Share {
+                host: HostId(1),
+                workers: 1,
+                first_worker: 2,
+                writes: None,
+                given_up: true,
+                rest_of: Some(3),
+            }],
+            stage: RunStage::Running,
+            created_unix_ms: 1,
+            starts_unix_ms: 2,
+            before: Vec::new(),
+            result: None,
+        };
         for request in [
             PeerRequest::Pledge(pledge),
             PeerRequest::PullLevel { newer_than: Stamp::default() },
@@ -131,11 +197,15 @@ mod tests {
             PeerRequest::CheckInstances,
             PeerRequest::RunReport(run),
             PeerRequest::Forward(ControlRequest::RunList),
+            PeerRequest::Forward(ControlRequest::RunShare(share)),
+            PeerRequest::Forward(ControlRequest::RunVerify(verify)),
+            PeerRequest::Forward(ControlRequest::RunStart(spec.clone())),
+            PeerRequest::PushLevel(Box::new(Level { runs: vec![reads], ..Level::default() })),
         ] {
             let bytes = codec::encode(&request).expect("encodes");
             assert_eq!(codec::decode::<PeerRequest>(&bytes).expect("decodes"), request);
         }
-        let tally = Tally { host: HostId(1), epoch: 0, closed: true, counts: Counts::default() };
+        let tally = Tally { host: HostId(1), share: 7, epoch: 0, closed: true, counts: Counts::default() };
         let refusal = Refusal { kind: RefusalKind::Internal, message: "no".to_owned() };
         for reply in [
             PeerReply::Pledge(PledgeReply::PledgedToAnother { to: HostId(1), to_name: "a".to_owned() }),
@@ -144,7 +214,7 @@ mod tests {
             PeerReply::Stale { newest: Stamp::default() },
             PeerReply::Samples { samples: Vec::new(), missing: vec!["x".to_owned()] },
             PeerReply::Views(Vec::new()),
-            PeerReply::Report(ShareReport { tallies: vec![tally], details: Vec::new() }),
+            PeerReply::Report(ShareReport { tallies: vec![tally], details: vec![detail()] }),
             PeerReply::Control(Box::new(ControlReply::Runs(Vec::new()))),
             PeerReply::Refused(refusal),
         ] {

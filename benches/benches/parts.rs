@@ -1,16 +1,17 @@
-//! What one write costs the load thread besides the kernel: its key's slot, its
-//! encoding, its reply, its place in the histogram, and once a turn the ledger.
+//! What one operation costs the load thread besides the kernel: drawing it, its key's
+//! slot, its encoding, its reply, its place in the histogram, and once a turn the ledger.
 
 use std::hint::black_box;
 use std::path::PathBuf;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use redmesh_agent::load::ledger::Ledger;
-use redmesh_agent::load::resp::{Parsed, parse};
-use redmesh_agent::load::workload::{Digits, KeyPrefix, slot_of, worker_uuid};
+use redmesh_agent::load::resp::{Parsed, Skim, parse};
+use redmesh_agent::load::workload::{Digits, KeyPrefix, Source, slot_of, worker_uuid};
 use redmesh_agent::stats::Recorder;
 use redmesh_api::ids::{HostId, RunId};
 use redmesh_api::run::Counts;
+use redmesh_api::workload::{Keys, Pick, ValueBytes, Verb, Workload};
 use uuid::Uuid;
 
 /// Replies in one read, in the order of what 2000 workers and 30 servers bring.
@@ -47,6 +48,39 @@ fn keys(c: &mut Criterion) {
     group.finish();
 }
 
+/// A cache: mostly reads, some keys wanted far more than others.
+fn cache() -> Workload {
+    Workload {
+        name: "cache".into(),
+        keys: Keys::Pool { count: 10_000_000, pick: Pick::Zipf { exponent: 0.99 } },
+        value: ValueBytes::Uniform { min: 64, max: 1024 },
+        mix: vec![(Verb::Get, 9), (Verb::Set, 1)],
+        ttl_s: Some(300),
+        ..Workload::uuid_counter()
+    }
+}
+
+fn operations(c: &mut Criterion) {
+    let prefix = KeyPrefix::new(worker_uuid(run(), HostId(1), 1, 0));
+    let mut group = c.benchmark_group("operation");
+    group.throughput(Throughput::Elements(1));
+    let mut out = Vec::with_capacity(4096);
+    for workload in [Workload::uuid_counter(), cache()] {
+        let mut source = Source::new(&workload, 1);
+        let mut n = 1_000_000u64;
+        group.bench_function(&workload.name, |b| {
+            b.iter(|| {
+                n += 1;
+                out.clear();
+                let op = source.draw(black_box(n));
+                source.encode(&prefix, &op, &mut out);
+                source.slot(&prefix, &op)
+            });
+        });
+    }
+    group.finish();
+}
+
 fn replies(c: &mut Criterion) {
     let batch = b"+OK\r\n".repeat(BATCH);
     let mut group = c.benchmark_group("reply");
@@ -63,6 +97,11 @@ fn replies(c: &mut Criterion) {
     });
     group.throughput(Throughput::Elements(1));
     group.bench_function("MOVED", |b| b.iter(|| parse(black_box(b"-MOVED 3999 127.0.0.1:6381\r\n"))));
+    let bulk = [b"$544\r\n", [b'x'; 544].as_slice(), b"\r\n"].concat();
+    group.bench_function("a value of 544 bytes", |b| b.iter(|| parse(black_box(&bulk))));
+    let array = [b"*10\r\n".as_slice(), &bulk.repeat(10)].concat();
+    let mut skim = Skim::new();
+    group.bench_function("10 values, skimmed", |b| b.iter(|| skim.feed(black_box(&array))));
     group.finish();
 }
 
@@ -77,7 +116,8 @@ fn account(c: &mut Criterion) {
     });
 
     let path: PathBuf = std::env::temp_dir().join(format!("redmesh-bench-{}.ledger", std::process::id()));
-    let ledger = Ledger::create(&path, run(), HostId(1), 1, 1).expect("a ledger in the temporary directory");
+    let ledger =
+        Ledger::create(&path, run(), HostId(1), 1, 1, 1).expect("a ledger in the temporary directory");
     let mut slot = ledger.slots().next().expect("one slot per thread");
     let mut counts = Counts::default();
     c.bench_function("account for a turn on file", |b| {
@@ -89,5 +129,5 @@ fn account(c: &mut Criterion) {
     std::fs::remove_file(&path).expect("removes what it created");
 }
 
-criterion_group!(parts, keys, replies, account);
+criterion_group!(parts, keys, operations, replies, account);
 criterion_main!(parts);

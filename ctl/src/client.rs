@@ -2,7 +2,7 @@
 //!
 //! The connection is made when it is first needed and again when it was lost in between.
 //! A request whose fate is open is repeated only where repeating does no harm: beginning
-//! a run twice would write twice.
+//! a run twice would write twice, and a share given twice is two.
 
 #[cfg(test)]
 mod tests;
@@ -230,7 +230,7 @@ struct Failure {
 /// Whether carrying it out twice is as good as once.
 pub fn repeatable(request: &ControlRequest) -> bool {
     match request {
-        ControlRequest::RunStart(_) => false,
+        ControlRequest::RunStart(_) | ControlRequest::RunShare(_) | ControlRequest::RunVerify(_) => false,
         ControlRequest::Members
         | ControlRequest::ClusterCreate(_)
         | ControlRequest::ClusterStatus

@@ -1,6 +1,6 @@
 //! `redmeshctl`: a person's way into a redmesh.
 //!
-//! Every command but `pki` and `demo` asks one agent over QUIC and prints its answer;
+//! Every command but `pki`, `run workloads` and `demo` asks one agent over QUIC and prints its answer;
 //! `demo` starts agents of its own on this machine and then does the same. ctl keeps no
 //! state and holds no logic of the mesh: whatever has to go on when this process ends is
 //! the agents' business.
@@ -73,12 +73,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
             session.close().await;
             exit
         }
-        Command::Run(command) => {
-            let mut session = session()?;
-            let exit = run::run(command, &mut session, &output).await;
-            session.close().await;
-            exit
-        }
+        Command::Run(command) => run::run(command, session, &output).await,
         Command::Demo(args) => demo::run(args, globals.timeout, &output).await,
     }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use redmesh_api::control::{
     ClusterCheck, ClusterStatus, ControlReply, ControlRequest, Members, Refusal, RefusalKind, RunDetail,
-    RunRef, RunView,
+    RunRef, RunView, ShareRequest, VerifyRequest,
 };
 use redmesh_api::level::{ClusterPlan, ClusterSpec};
 use redmesh_api::run::{Run, RunSpec};
@@ -198,6 +198,22 @@ impl Session {
         }
     }
 
+    /// Begins to read back what a run has written; that is a run of its own.
+    pub async fn run_verify(&mut self, request: VerifyRequest) -> Result<Run, SessionError> {
+        match self.request_of_coordinator(&ControlRequest::RunVerify(request)).await? {
+            ControlReply::RunStarted(run) => Ok(run),
+            _ => Err(self.unexpected("RunVerify")),
+        }
+    }
+
+    /// Gives a host a share in a run.
+    pub async fn run_share(&mut self, request: ShareRequest) -> Result<RunView, SessionError> {
+        match self.request_of_coordinator(&ControlRequest::RunShare(request)).await? {
+            ControlReply::Run(view) => Ok(view),
+            _ => Err(self.unexpected("RunShare")),
+        }
+    }
+
     /// Asks for a run to be stopped.
     pub async fn run_stop(&mut self, run: RunRef) -> Result<RunView, SessionError> {
         match self.request_of_coordinator(&ControlRequest::RunStop(run)).await? {
@@ -311,10 +327,21 @@ mod tests {
     #[test]
     fn a_run_whose_fate_is_open_is_not_started_again() {
         let until = redmesh_api::run::RunUntil::Writes(1);
-        let spec = RunSpec { workload: String::new(), workers: 1, load_hosts: None, until };
-        let start = ControlRequest::RunStart(spec);
-        assert!(may_repeat(RefusalKind::NoCoordinator, &start));
-        assert!(!may_repeat(RefusalKind::Deadline, &start));
+        let workload = redmesh_api::workload::Workload::uuid_counter();
+        let run = RunRef::Latest;
+        for once in [
+            ControlRequest::RunStart(RunSpec::closed_loop(workload, 1, until)),
+            ControlRequest::RunShare(ShareRequest {
+                run: run.clone(),
+                host: "h".to_owned(),
+                workers: 1,
+                writes: None,
+            }),
+            ControlRequest::RunVerify(VerifyRequest { run, sample: None, workers: 1 }),
+        ] {
+            assert!(may_repeat(RefusalKind::NoCoordinator, &once), "{once:?}");
+            assert!(!may_repeat(RefusalKind::Deadline, &once), "{once:?}");
+        }
         assert!(may_repeat(RefusalKind::Deadline, &ControlRequest::RunStop(RunRef::Latest)));
         assert!(!may_repeat(RefusalKind::Conflict, &ControlRequest::Members));
     }

@@ -49,7 +49,7 @@ fn a_run_closes_to_the_last_write_and_every_agent_knows_the_total() {
         assert_eq!(count(&figures[field]), expected, "{field}: {run}");
     }
     let ledger = &run["ledger"];
-    assert_eq!((count(&ledger["dbsize"]), count(&ledger["cmdstat_set_calls"])), (50_021, 50_021), "{run}");
+    assert_eq!((count(&ledger["dbsize"]), count(&ledger["calls"])), (50_021, 50_021), "{run}");
     assert_eq!((&ledger["lost"], &ledger["ok"]), (&Value::from(0), &Value::Bool(true)), "{run}");
     assert!(count(&figures["latency_us"]["p50"]) > 0, "{run}");
     assert_eq!(keys_by_redis_cli(&mesh, 3, 4), 50_021);

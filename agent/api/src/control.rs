@@ -23,6 +23,10 @@ pub enum ControlRequest {
     ClusterCheck,
     /// Begin a run. → `RunStarted`
     RunStart(RunSpec),
+    /// Give a host a share in a run that is going on. → `Run`
+    RunShare(ShareRequest),
+    /// Read back what a run has written: begins a run of its own. → `RunStarted`
+    RunVerify(VerifyRequest),
     /// Stop a run; the stage tells when it has. → `Run`
     RunStop(RunRef),
     /// All runs known. → `Runs`
@@ -36,6 +40,30 @@ pub enum ControlRequest {
     },
     /// One run with all that its hosts kept. → `RunDetail`
     RunDetail(RunRef),
+}
+
+/// A share for a host that has joined, or for one that can bear more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShareRequest {
+    /// In which run.
+    pub run: RunRef,
+    /// The host's name.
+    pub host: String,
+    /// Workers that it adds.
+    pub workers: u32,
+    /// Operations that it adds; needed where the run is bounded by them.
+    pub writes: Option<u64>,
+}
+
+/// What is to be read back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyRequest {
+    /// Of which run.
+    pub run: RunRef,
+    /// About so many keys, evenly strewn; `None` for all.
+    pub sample: Option<u64>,
+    /// Workers over the whole mesh.
+    pub workers: u32,
 }
 
 /// Names a run.
@@ -255,12 +283,15 @@ pub struct RunView {
     pub run: Run,
     /// Counts by host and epoch.
     pub tallies: Vec<Tally>,
-    /// Writes acked per second lately, over all hosts and per host.
+    /// Operations acked per second lately, over all hosts; of a closed run over its whole
+    /// time after warm-up.
     pub writes_per_s: f64,
-    /// The same per host, in the order of the run's shares.
-    pub host_writes_per_s: Vec<f64>,
+    /// The same per share, in the order of the run's shares.
+    pub share_writes_per_s: Vec<f64>,
     /// Service times over all hosts; `None` where not asked for or not known.
     pub latency: Option<LatencySummary>,
+    /// Open loop: the same from the intended begin.
+    pub intended: Option<LatencySummary>,
     /// What it is waiting for, in words, when a share is silent.
     pub waiting_for: Option<String>,
 }

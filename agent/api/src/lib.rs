@@ -15,6 +15,7 @@ pub mod level;
 pub mod limits;
 pub mod run;
 pub mod tls;
+pub mod workload;
 
 /// An error and all its sources in one line, printed where the error is handled. Our
 /// errors never repeat their source; of others that do, the repetition is left out.

@@ -18,3 +18,15 @@ pub const INSTANCES_PER_HOST_MAX: u16 = 1000;
 
 /// Workers of one run over all hosts.
 pub const WORKERS_MAX: u32 = 1_000_000;
+
+/// Operations that one worker may have outstanding.
+pub const PIPELINE_MAX: u16 = 1024;
+
+/// Operations outstanding in one run over all hosts: workers by pipeline.
+pub const OUTSTANDING_MAX: u64 = 1_000_000;
+
+/// Load threads of one share.
+pub const THREADS_PER_HOST_MAX: u16 = 256;
+
+/// Shares of one run, those that were taken over or added included.
+pub const SHARES_MAX: usize = 10_000;

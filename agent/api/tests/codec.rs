@@ -7,6 +7,7 @@ use redmesh_api::control::*;
 use redmesh_api::ids::{HostId, MeshId, NodeId, PlanId, RunId};
 use redmesh_api::level::*;
 use redmesh_api::run::*;
+use redmesh_api::workload::{Keys, Pick, UUID_COUNTER, ValueBytes, Verb, Workload};
 use uuid::Uuid;
 
 fn plan() -> ClusterPlan {
@@ -41,8 +42,21 @@ fn plan() -> ClusterPlan {
 }
 
 fn tally() -> Tally {
-    let counts = Counts { issued: u64::MAX, acked: 1, ..Counts::default() };
-    Tally { host: HostId(7), epoch: 3, closed: true, counts }
+    let counts = Counts {
+        issued: u64::MAX,
+        acked: 1,
+        failed: 2,
+        unknown: 3,
+        moved: 4,
+        asked: 5,
+        retried: 6,
+        cpu_us: 7,
+        active_us: 8,
+        missed: 9,
+        warm_acked: 10,
+        warm_us: 11,
+    };
+    Tally { host: HostId(7), share: 65_535, epoch: 3, closed: true, counts }
 }
 
 fn sample() -> ServerSample {
@@ -52,29 +66,93 @@ fn sample() -> ServerSample {
         run_id: "abc".to_owned(),
         primary: true,
         dbsize: 1,
-        set_calls: 2,
+        calls: 2,
         cpu_us: 3,
     }
 }
 
+/// Every shape that keys, picks, sizes and commands may have, in turn.
+fn workloads() -> Vec<Workload> {
+    let pool = |pick| Keys::Pool { count: 1_000_000_000_000, pick };
+    let workload = |keys, value| Workload {
+        name: "cache".to_owned(),
+        seed: u64::MAX,
+        keys,
+        value,
+        mix: Verb::ALL.into_iter().zip(0..).collect(),
+        ttl_s: Some(3600),
+        fields: 5,
+        keys_per_command: 10,
+    };
+    vec![
+        Workload::uuid_counter(),
+        workload(Keys::Counter { wrap: Some(1000) }, ValueBytes::Fixed(100)),
+        workload(pool(Pick::Uniform), ValueBytes::Uniform { min: 1, max: u32::MAX }),
+        workload(pool(Pick::Zipf { exponent: 0.99 }), ValueBytes::Weighted(vec![(100, 9), (1000, 1)])),
+        workload(pool(Pick::Zipf { exponent: f64::MIN_POSITIVE }), ValueBytes::KeyTwice),
+    ]
+}
+
+fn jobs() -> Vec<Job> {
+    let back = ReadBack { of: RunId(Uuid::from_u128(9)), wrap: Some(7), pipeline: 16, per_million: 1_000 };
+    let whole = ReadBack { wrap: None, per_million: 1_000_000, ..back };
+    workloads().into_iter().map(Job::Load).chain([Job::ReadBack(back), Job::ReadBack(whole)]).collect()
+}
+
+/// With all options.
+fn spec(job: Job) -> RunSpec {
+    RunSpec {
+        job,
+        workers: 5,
+        pipeline: 16,
+        load_hosts: Some(3),
+        threads_per_host: Some(2),
+        rate: Some(u64::MAX),
+        ramp_s: 4,
+        warm_up_s: 6,
+        until: RunUntil::Seconds(9),
+    }
+}
+
+fn latency() -> LatencySummary {
+    LatencySummary { count: 1, p50_us: 2, p90_us: 3, p99_us: 4, p999_us: 5, max_us: 6 }
+}
+
+fn at_server() -> Vec<(std::net::SocketAddr, u64)> {
+    vec![("127.0.0.1:7003".parse().expect("an address"), 5), ("[2001:db8::1]:6379".parse().expect("one"), 6)]
+}
+
 fn run(outcome: Outcome) -> Run {
+    let share = Share {
+        host: HostId(7),
+        workers: 5,
+        first_worker: 0,
+        writes: Some(8),
+        given_up: true,
+        rest_of: None,
+    };
+    let rest = Share { host: HostId(8), writes: None, given_up: false, rest_of: Some(0), ..share.clone() };
     Run {
         id: RunId(Uuid::from_u128(2)),
-        spec: RunSpec {
-            workload: UUID_COUNTER.to_owned(),
-            workers: 5,
-            load_hosts: Some(3),
-            until: RunUntil::Seconds(9),
-        },
-        shares: vec![Share { host: HostId(7), workers: 5, first_worker: 0, writes: Some(8) }],
+        spec: spec(jobs().remove(0)),
+        shares: vec![share, rest],
         stage: RunStage::Done,
         created_unix_ms: 1,
+        starts_unix_ms: 3,
         before: vec![sample()],
         result: Some(RunResult {
             outcome,
             tallies: vec![tally()],
-            latency: LatencySummary { count: 1, ..LatencySummary::default() },
-            ledger: Ledger { dbsize: -1, notes: vec!["note".to_owned()], ..Ledger::default() },
+            latency: latency(),
+            intended: Some(latency()),
+            ledger: Ledger {
+                dbsize: -1,
+                calls: -2,
+                lost: 3,
+                lost_at: at_server(),
+                ok: true,
+                notes: vec!["note".to_owned()],
+            },
             after: vec![sample()],
             server_cpu_us: 1,
             ended_unix_ms: 2,
@@ -87,23 +165,63 @@ fn view() -> RunView {
         run: run(Outcome::Completed),
         tallies: vec![tally()],
         writes_per_s: 1.5,
-        host_writes_per_s: vec![1.5],
+        share_writes_per_s: vec![1.5, 0.25],
         latency: None,
+        intended: Some(latency()),
         waiting_for: Some("host-2".to_owned()),
     }
 }
 
+fn detail() -> RunDetail {
+    let found = Findings {
+        right: 1,
+        wrong: 2,
+        lost: 3,
+        arrived: 4,
+        not_arrived: 5,
+        lost_at: at_server(),
+        examples: vec!["a-1".to_owned()],
+    };
+    let kept = ShareDetail {
+        host: HostId(7),
+        epoch: 3,
+        started_unix_ms: 1,
+        resolution_s: 2,
+        acked: vec![1, 2],
+        worker_acked_min: 1,
+        worker_acked_max: 2,
+        errors: vec![ErrorCount { kind: "OOM".to_owned(), count: 2, first: "OOM command".to_owned() }],
+        histogram: vec![1],
+        intended: vec![2],
+        behind: 4,
+        threads: 3,
+        acked_by: at_server(),
+        findings: Some(found),
+    };
+    let plain = ShareDetail { findings: None, ..kept.clone() };
+    RunDetail { view: view(), details: vec![kept, plain], missing: vec!["host-2".to_owned()] }
+}
+
 fn requests() -> Vec<ControlRequest> {
-    vec![
+    let share = |run, writes| ShareRequest { run, host: "host-11".to_owned(), workers: 200, writes };
+    let verify = |run, sample| VerifyRequest { run, sample, workers: 2000 };
+    let starts = jobs().into_iter().map(|job| ControlRequest::RunStart(spec(job)));
+    let others = vec![
         ControlRequest::Members,
         ControlRequest::ClusterCreate(plan().spec),
         ControlRequest::ClusterStatus,
         ControlRequest::ClusterCheck,
-        ControlRequest::RunStart(RunSpec { until: RunUntil::Writes(1), ..run(Outcome::Completed).spec }),
+        ControlRequest::RunStart(RunSpec::closed_loop(Workload::uuid_counter(), 1, RunUntil::Writes(1))),
+        ControlRequest::RunShare(share(RunRef::Latest, None)),
+        ControlRequest::RunShare(share(RunRef::Prefix("ab".to_owned()), Some(u64::MAX))),
+        ControlRequest::RunVerify(verify(RunRef::Latest, None)),
+        ControlRequest::RunVerify(verify(RunRef::Prefix("ab".to_owned()), Some(100_000))),
         ControlRequest::RunStop(RunRef::Latest),
         ControlRequest::RunList,
         ControlRequest::RunShow { run: RunRef::Prefix("ab".to_owned()), latency: true },
-    ]
+        ControlRequest::RunDetail(RunRef::Latest),
+    ];
+    starts.chain(others).collect()
 }
 
 fn replies() -> Vec<ControlReply> {
@@ -175,6 +293,7 @@ fn replies() -> Vec<ControlReply> {
         ControlReply::RunStarted(run(Outcome::Stopped)),
         ControlReply::Run(view()),
         ControlReply::Runs(vec![view()]),
+        ControlReply::RunDetail(detail()),
         ControlReply::Refused(Refusal { kind: RefusalKind::Deadline, message: "late".to_owned() }),
     ]
 }
@@ -188,6 +307,19 @@ fn every_request_and_reply_comes_back() {
     for reply in replies() {
         let bytes = codec::encode(&reply).expect("encodes");
         assert_eq!(codec::decode::<ControlReply>(&bytes).expect("decodes"), reply);
+    }
+}
+
+#[test]
+fn workloads_come_back_from_bytes_and_from_json() {
+    let workloads = workloads();
+    assert_eq!(workloads[1].mix.len(), Verb::ALL.len());
+    for workload in workloads {
+        let bytes = codec::encode(&workload).expect("encodes");
+        let back: Workload = codec::decode(&bytes).expect("decodes");
+        assert_eq!(back, workload);
+        let json = serde_json::to_string(&workload).expect("JSON");
+        assert_eq!(serde_json::from_str::<Workload>(&json).expect("the same again"), workload);
     }
 }
 
@@ -208,6 +340,7 @@ fn levels_with_every_outcome_come_back() {
 fn json_is_for_people() {
     let json = serde_json::to_value(replies()).expect("JSON");
     assert_eq!(json[0]["Members"]["answered_by"], "00000007");
+    assert_eq!(json[4]["RunStarted"]["spec"]["job"]["Load"]["name"], UUID_COUNTER);
     assert_eq!(json[1]["Created"]["plan"]["instances"][0]["node_id"], "eb".repeat(20));
 }
 
@@ -245,7 +378,7 @@ proptest! {
     }
 
     #[test]
-    fn a_cut_or_lengthened_reply_is_refused(index in 0_usize..8, cut in 0_usize..50) {
+    fn a_cut_or_lengthened_reply_is_refused(index in 0_usize..9, cut in 0_usize..50) {
         let bytes = codec::encode(&replies()[index]).expect("encodes");
         let shorter = &bytes[..bytes.len().saturating_sub(1 + cut)];
         prop_assert!(codec::decode::<ControlReply>(shorter).is_err());

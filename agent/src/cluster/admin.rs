@@ -21,6 +21,7 @@ use redmesh_api::control::InstanceView;
 use redmesh_api::ids::{HostId, NodeId};
 use redmesh_api::level::SlotRange;
 use redmesh_api::run::ServerSample;
+use redmesh_api::workload::Verb;
 
 use super::info::InfoMap;
 use super::topology::{ClusterInfo, Topology, TopologyError};
@@ -201,7 +202,7 @@ impl AdminPool {
             run_id: field("run_id")?.to_owned(),
             primary: field("role")? == "master",
             dbsize,
-            set_calls: info.calls("set"),
+            calls: Verb::ALL.iter().map(|verb| info.calls(verb.name())).sum(),
             cpu_us: info.cpu_us(),
         })
     }

@@ -2,7 +2,7 @@
 
 use redmesh_api::ids::{MeshId, PlanId, RunId};
 use redmesh_api::level::{ClusterPlan, PlanStage};
-use redmesh_api::run::{Run, RunResult, RunStage};
+use redmesh_api::run::{Run, RunResult, RunStage, Share};
 use serde::{Deserialize, Serialize};
 
 /// One change of the level. Each is idempotent: proposed twice, the second comes to
@@ -40,6 +40,18 @@ pub enum Command {
         run: RunId,
         /// The account.
         result: Box<RunResult>,
+    },
+    /// Adds shares to a run that is going on.
+    AddShares {
+        /// Which.
+        run: RunId,
+        /// Shares that it has: what is added was decided upon with these in view.
+        known: u16,
+        /// Index of a lost host's share whose rest is added; its host then only accounts
+        /// for it.
+        given_up: Option<u16>,
+        /// What is added; not empty.
+        shares: Vec<Share>,
     },
 }
 

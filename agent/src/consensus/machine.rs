@@ -6,8 +6,8 @@
 
 use redmesh_api::codec;
 use redmesh_api::level::{ClusterPlan, Level, PlanStage, Stamp};
-use redmesh_api::limits::{FRAME_BYTES_MAX, RUNS_KEPT_MAX};
-use redmesh_api::run::{Run, RunResult, RunStage};
+use redmesh_api::limits::{FRAME_BYTES_MAX, RUNS_KEPT_MAX, SHARES_MAX};
+use redmesh_api::run::{Job, Run, RunResult, RunStage, Share};
 
 use super::command::{Applied, Command};
 
@@ -66,6 +66,12 @@ fn change(level: &mut Level, command: &Command) -> Applied {
             }
             Some(known) => advance(&mut known.stage, *to),
         },
+        Command::AddShares { run, known, given_up, shares } => {
+            match level.runs.iter_mut().find(|known| known.id == *run) {
+                None => rejected(format!("run {run} is unknown")),
+                Some(run) => add_shares(run, usize::from(*known), given_up.map(usize::from), shares),
+            }
+        }
         Command::CloseRun { run, result } => match level.runs.iter_mut().find(|known| known.id == *run) {
             None => rejected(format!("run {run} is unknown")),
             Some(known) => close_run(known, result),
@@ -87,7 +93,9 @@ fn create_plan(level: &mut Level, plan: &ClusterPlan) -> Applied {
 
 fn start_run(level: &mut Level, run: &Run) -> Applied {
     if let Some(known) = level.runs.iter().find(|known| known.id == run.id) {
-        let same = known.spec == run.spec && known.shares == run.shares;
+        // Shares may have been added since the first time.
+        let begun_with = known.shares.get(..run.shares.len());
+        let same = known.spec == run.spec && begun_with.is_some_and(|known| same_shares(known, &run.shares));
         return if same {
             Applied::Unchanged
         } else {
@@ -106,6 +114,51 @@ fn start_run(level: &mut Level, run: &Run) -> Applied {
         return rejected(format!("run {} can't begin as done", run.id));
     }
     level.runs.push(run.clone());
+    Applied::Done
+}
+
+/// Whether these shares were proposed as those; each may have been given up since.
+fn same_shares(known: &[Share], proposed: &[Share]) -> bool {
+    let same = |(known, share): (&Share, &Share)| Share { given_up: false, ..known.clone() } == *share;
+    known.len() == proposed.len() && known.iter().zip(proposed).all(same)
+}
+
+fn add_shares(run: &mut Run, known: usize, given_up: Option<usize>, shares: &[Share]) -> Applied {
+    let is_given_up = |index: usize| run.shares.get(index).is_some_and(|share| share.given_up);
+    let there = run.shares.get(known..known + shares.len());
+    if !shares.is_empty()
+        && there.is_some_and(|there| same_shares(there, shares))
+        && given_up.is_none_or(is_given_up)
+    {
+        return Applied::Unchanged;
+    }
+    if run.shares.len() != known {
+        return rejected(format!("run {} has {} shares by now, not {known}", run.id, run.shares.len()));
+    }
+    if run.stage != RunStage::Running {
+        return rejected(format!("run {} is not going on any more", run.id));
+    }
+    if matches!(run.spec.job, Job::ReadBack(_)) {
+        return rejected(format!("run {} reads back: each host has the share that it wrote", run.id));
+    }
+    if shares.is_empty() || known + shares.len() > SHARES_MAX {
+        return rejected(format!(
+            "{} shares can't be added to the {known} of run {}: at least 1, and {SHARES_MAX} in all",
+            shares.len(),
+            run.id
+        ));
+    }
+    let fits = |share: &Share| !share.given_up && share.rest_of.map(usize::from) == given_up;
+    if !shares.iter().all(fits) {
+        return rejected(format!("shares added to run {} must be the rest of the one given up", run.id));
+    }
+    match given_up.map(|index| run.shares.get_mut(index)) {
+        None => {}
+        Some(Some(share)) if !share.given_up => share.given_up = true,
+        Some(Some(_)) => return rejected(format!("that share of run {} was given up before", run.id)),
+        Some(None) => return rejected(format!("run {} has no such share to give up", run.id)),
+    }
+    run.shares.extend_from_slice(shares);
     Applied::Done
 }
 
@@ -142,7 +195,13 @@ fn trim(level: &mut Level) -> Result<(), usize> {
         }
         // The newest stays: whoever closed it wants to read it.
         let older = level.runs.len().saturating_sub(1);
-        match level.runs[..older].iter().position(|run| run.stage == RunStage::Done) {
+        let read = level.runs.iter().find_map(|run| match &run.spec.job {
+            // Whoever reads back needs what the hosts have kept of that run.
+            Job::ReadBack(read) if run.stage != RunStage::Done => Some(read.of),
+            _ => None,
+        });
+        let spare = |run: &Run| run.stage == RunStage::Done && Some(run.id) != read;
+        match level.runs[..older].iter().position(spare) {
             Some(oldest) => drop(level.runs.remove(oldest)),
             None => return Err(bytes),
         }

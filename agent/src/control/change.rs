@@ -1,13 +1,16 @@
 //! Changes, made on the coordinator alone: create a cluster, start and stop runs.
 
-use redmesh_api::control::{ControlReply, ControlRequest, RefusalKind, RunRef};
+use redmesh_api::control::{ControlReply, ControlRequest, RefusalKind, RunRef, ShareRequest, VerifyRequest};
 use redmesh_api::ids::{HostId, PlanId, RunId};
 use redmesh_api::level::{ClusterSpec, Level, PlanStage, PlannedHost};
-use redmesh_api::limits::{INSTANCES_PER_HOST_MAX, WORKERS_MAX};
-use redmesh_api::run::{Run, RunSpec, RunStage, RunUntil, UUID_COUNTER};
+use redmesh_api::limits::{
+    INSTANCES_PER_HOST_MAX, OUTSTANDING_MAX, PIPELINE_MAX, THREADS_PER_HOST_MAX, WORKERS_MAX,
+};
+use redmesh_api::run::{Job, Run, RunSpec, RunStage, RunUntil, Share};
 use uuid::Uuid;
 
-use super::{Control, refused, runs};
+use super::joining::{self, Refused};
+use super::{Control, refused, runs, verify};
 use crate::clock::now_unix_ms;
 use crate::cluster::{self, PlanInput};
 use crate::consensus::{Applied, Command, ProposeError};
@@ -15,6 +18,16 @@ use crate::coordinator::{account, settle};
 
 /// Longest run that is bounded by time, seconds: a week.
 const SECONDS_MAX: u32 = 7 * 24 * 3600;
+
+/// Largest rate of an open loop, operations a second.
+const RATE_MAX: u64 = 100_000_000;
+
+/// Longest ramp, and longest warm-up, seconds.
+const RAMP_S_MAX: u32 = 3600;
+
+/// From the commit of a run to its begin: enough for the order to reach all hosts, so
+/// that they begin together.
+const BEGIN_AHEAD_MS: u64 = 500;
 
 impl Control {
     pub(super) async fn change(&self, request: ControlRequest) -> ControlReply {
@@ -26,6 +39,8 @@ impl Control {
         match request {
             ControlRequest::ClusterCreate(spec) => self.create(&level, spec).await,
             ControlRequest::RunStart(spec) => self.start(&level, spec).await,
+            ControlRequest::RunShare(request) => self.share(&level, &request).await,
+            ControlRequest::RunVerify(request) => self.verify(&level, &request).await,
             ControlRequest::RunStop(run) => self.stop(&level, &run).await,
             other => refused(RefusalKind::Internal, format!("{other:?} changes nothing")),
         }
@@ -108,9 +123,45 @@ impl Control {
     }
 
     async fn start(&self, level: &Level, spec: RunSpec) -> ControlReply {
+        if let Job::ReadBack(_) = spec.job {
+            return refused(RefusalKind::Invalid, "what was written is read back by redmeshctl run verify");
+        }
         if let Some(reason) = spec_problem(&spec) {
             return refused(RefusalKind::Invalid, reason);
         }
+        let known = self.census.hosts();
+        let planned = level.plan.iter().flat_map(|plan| &plan.hosts).map(|host| host.id);
+        let alive: Vec<HostId> = planned.filter(|id| known.get(id).is_some_and(|host| host.alive)).collect();
+        let writes = match spec.until {
+            RunUntil::Writes(writes) => Some(writes),
+            RunUntil::Seconds(_) => None,
+        };
+        let (workers, wanted) = (spec.workers, spec.load_hosts);
+        self.begin(level, spec, || {
+            load_hosts(&alive, wanted).map(|bearers| account::shares(bearers, workers, writes))
+        })
+        .await
+    }
+
+    async fn verify(&self, level: &Level, request: &VerifyRequest) -> ControlReply {
+        let run = match verify::find(level, &request.run) {
+            Ok(run) => run,
+            Err(refusal) => return ControlReply::Refused(refusal),
+        };
+        let (spec, shares) = match verify::read_back(run, request, &self.census.hosts()) {
+            Ok(reading) => reading,
+            Err((kind, reason)) => return refused(kind, reason),
+        };
+        self.begin(level, spec, || Ok(shares)).await
+    }
+
+    /// Begins a run, if there is a cluster for it and no other run is going on.
+    async fn begin(
+        &self,
+        level: &Level,
+        spec: RunSpec,
+        shares: impl FnOnce() -> Result<Vec<Share>, Refused>,
+    ) -> ControlReply {
         let Some(plan) = level.plan.as_ref().filter(|plan| plan.stage == PlanStage::Formed) else {
             return refused(
                 RefusalKind::Conflict,
@@ -123,20 +174,9 @@ impl Control {
                 format!("run {} is going on: wait for it or stop it (redmeshctl run stop)", active.id),
             );
         }
-        let known = self.census.hosts();
-        let alive: Vec<HostId> = plan
-            .hosts
-            .iter()
-            .map(|host| host.id)
-            .filter(|id| known.get(id).is_some_and(|host| host.alive))
-            .collect();
-        let bearers = match load_hosts(&alive, spec.load_hosts) {
-            Ok(bearers) => bearers,
+        let shares = match shares() {
+            Ok(shares) => shares,
             Err((kind, reason)) => return refused(kind, reason),
-        };
-        let writes = match spec.until {
-            RunUntil::Writes(writes) => Some(writes),
-            RunUntil::Seconds(_) => None,
         };
         let sampled = settle::sample_servers(&self.census, &*self.transport).await;
         if let Some(reason) = sampled.missing.first() {
@@ -149,12 +189,14 @@ impl Control {
                 ),
             );
         }
+        let created_unix_ms = now_unix_ms();
         let run = Run {
             id: RunId(Uuid::new_v4()),
-            shares: account::shares(bearers, spec.workers, writes),
+            shares,
             spec,
             stage: RunStage::Running,
-            created_unix_ms: now_unix_ms(),
+            created_unix_ms,
+            starts_unix_ms: created_unix_ms + BEGIN_AHEAD_MS,
             before: sampled.samples,
             result: None,
         };
@@ -163,6 +205,27 @@ impl Control {
             Ok(Applied::Rejected(reason)) => refused(RefusalKind::Conflict, reason),
             Err(error) => uncertain(&error),
         }
+    }
+
+    async fn share(&self, level: &Level, request: &ShareRequest) -> ControlReply {
+        let run = match runs::find(level, &request.run) {
+            Ok(run) => run,
+            Err(refusal) => return ControlReply::Refused(refusal),
+        };
+        let share = joining::host_by_name(&self.census.hosts(), &request.host)
+            .and_then(|host| joining::added_share(run, request, host, now_unix_ms()));
+        let (share, known) = match (share, u16::try_from(run.shares.len())) {
+            (Ok(share), Ok(known)) => (share, known),
+            (Err((kind, reason)), _) => return refused(kind, reason),
+            (Ok(_), Err(error)) => return refused(RefusalKind::Internal, error.to_string()),
+        };
+        let add = Command::AddShares { run: run.id, known, given_up: None, shares: vec![share] };
+        match self.orders.commit(add).await {
+            Ok(Applied::Done | Applied::Unchanged) => {}
+            Ok(Applied::Rejected(reason)) => return refused(RefusalKind::Conflict, reason),
+            Err(error) => return uncertain(&error),
+        }
+        self.changed(run.id).await
     }
 
     async fn stop(&self, level: &Level, run: &RunRef) -> ControlReply {
@@ -178,28 +241,65 @@ impl Control {
                 Err(error) => return uncertain(&error),
             }
         }
-        self.run_show(&RunRef::Prefix(run.id.0.to_string()), false).await
+        self.changed(run.id).await
+    }
+
+    /// A run as it stands after a change: this host's copy of the level may be a moment
+    /// behind what was committed.
+    async fn changed(&self, run: RunId) -> ControlReply {
+        let level = match self.orders.confirm().await {
+            Ok(level) => level,
+            Err(_) => self.census.level(),
+        };
+        match runs::find(&level, &RunRef::Prefix(run.0.to_string())) {
+            Ok(run) => ControlReply::Run(self.run_view(run)),
+            Err(refusal) => ControlReply::Refused(refusal),
+        }
     }
 }
 
 fn spec_problem(spec: &RunSpec) -> Option<String> {
-    if spec.workload != UUID_COUNTER {
-        return Some(format!("workload {:?} is not known; there is {UUID_COUNTER:?}", spec.workload));
+    if let Job::Load(workload) = &spec.job
+        && let Err(error) = workload.check()
+    {
+        return Some(error.to_string());
     }
-    if !(1..=WORKERS_MAX).contains(&spec.workers) {
-        return Some(format!("workers = {}: must be 1 to {WORKERS_MAX}", spec.workers));
+    let bounds = [
+        ("workers", u64::from(spec.workers), 1, u64::from(WORKERS_MAX)),
+        ("pipeline", spec.pipeline.into(), 1, PIPELINE_MAX.into()),
+        ("threads per host", spec.threads_per_host.unwrap_or(1).into(), 1, THREADS_PER_HOST_MAX.into()),
+        ("rate", spec.rate.unwrap_or(1), 1, RATE_MAX),
+        ("ramp", spec.ramp_s.into(), 0, RAMP_S_MAX.into()),
+        ("warm-up", spec.warm_up_s.into(), 0, RAMP_S_MAX.into()),
+    ];
+    if let Some((what, got, least, most)) =
+        bounds.into_iter().find(|(_, got, least, most)| !(least..=most).contains(&got))
+    {
+        return Some(format!("{what} = {got}: must be {least} to {most}"));
+    }
+    let outstanding = u64::from(spec.workers) * u64::from(spec.pipeline);
+    if outstanding > OUTSTANDING_MAX {
+        return Some(format!(
+            "workers = {} with pipeline = {} have {outstanding} operations outstanding, at most \
+             {OUTSTANDING_MAX} are possible: use fewer of either",
+            spec.workers, spec.pipeline
+        ));
     }
     match spec.until {
         RunUntil::Writes(0) => Some("writes = 0: must be at least 1".to_owned()),
         RunUntil::Seconds(seconds) if !(1..=SECONDS_MAX).contains(&seconds) => {
             Some(format!("seconds = {seconds}: must be 1 to {SECONDS_MAX}"))
         }
+        RunUntil::Seconds(seconds) if spec.warm_up_s >= seconds => Some(format!(
+            "warm-up = {}: must be shorter than the {seconds} s of the run, or nothing is measured",
+            spec.warm_up_s
+        )),
         _ => None,
     }
 }
 
 /// Whom of the hosts that are alive the load is placed on.
-fn load_hosts(alive: &[HostId], wanted: Option<u16>) -> Result<&[HostId], (RefusalKind, String)> {
+fn load_hosts(alive: &[HostId], wanted: Option<u16>) -> Result<&[HostId], Refused> {
     let count = wanted.map_or(alive.len(), usize::from);
     match alive.get(..count) {
         _ if alive.is_empty() => {
@@ -231,7 +331,41 @@ fn uncertain(error: &ProposeError) -> ControlReply {
 
 #[cfg(test)]
 mod tests {
+    use redmesh_api::workload::Workload;
+
     use super::*;
+
+    #[test]
+    fn a_spec_is_within_its_bounds_or_says_which_it_breaks() {
+        type Change = fn(&mut RunSpec);
+        let spec = |change: Change| {
+            let mut spec = RunSpec::closed_loop(Workload::uuid_counter(), 100, RunUntil::Seconds(10));
+            change(&mut spec);
+            spec_problem(&spec)
+        };
+        assert_eq!(spec(|_| {}), None);
+        assert_eq!(spec(|it| (it.rate, it.ramp_s, it.warm_up_s) = (Some(1), 3600, 9)), None);
+        let writes = |it: &mut RunSpec| (it.until, it.warm_up_s) = (RunUntil::Writes(1), 3600);
+        assert_eq!(spec(writes), None, "a bound by writes may be far away");
+        let wrong: [(Change, &str); 12] = [
+            (|it| it.workers = 0, "workers = 0"),
+            (|it| it.workers = WORKERS_MAX + 1, "workers = 1000001"),
+            (|it| it.pipeline = 0, "pipeline = 0"),
+            (|it| it.pipeline = PIPELINE_MAX + 1, "pipeline = 1025"),
+            (|it| (it.workers, it.pipeline) = (1000, 1001), "1001000 operations outstanding"),
+            (|it| it.threads_per_host = Some(0), "threads per host = 0"),
+            (|it| it.threads_per_host = Some(257), "threads per host = 257"),
+            (|it| it.rate = Some(0), "rate = 0"),
+            (|it| it.ramp_s = 3601, "ramp = 3601"),
+            (|it| it.warm_up_s = 10, "warm-up = 10: must be shorter than the 10 s"),
+            (|it| it.until = RunUntil::Writes(0), "writes = 0"),
+            (|it| it.job = Job::Load(Workload { fields: 0, ..Workload::uuid_counter() }), "fields"),
+        ];
+        for (change, words) in wrong {
+            let reason = spec(change).expect(words);
+            assert!(reason.contains(words), "{reason}");
+        }
+    }
 
     #[test]
     fn load_is_placed_on_as_many_hosts_as_asked() {

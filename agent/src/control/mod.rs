@@ -6,8 +6,10 @@
 
 pub mod change;
 pub mod check;
+pub mod joining;
 pub mod runs;
 pub mod serve;
+pub mod verify;
 
 use std::sync::Arc;
 
@@ -74,7 +76,11 @@ impl Control {
             ControlRequest::RunList => ControlReply::Runs(self.run_list()),
             ControlRequest::RunShow { run, latency } => self.run_show(&run, latency).await,
             ControlRequest::RunDetail(run) => self.run_detail(&run).await,
-            ControlRequest::ClusterCreate(_) | ControlRequest::RunStart(_) | ControlRequest::RunStop(_) => {
+            ControlRequest::ClusterCreate(_)
+            | ControlRequest::RunStart(_)
+            | ControlRequest::RunStop(_)
+            | ControlRequest::RunShare(_)
+            | ControlRequest::RunVerify(_) => {
                 if self.census.acting() {
                     self.change(request).await
                 } else {

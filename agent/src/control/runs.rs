@@ -6,15 +6,16 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use redmesh_api::control::{ControlReply, Refusal, RefusalKind, RunDetail, RunRef, RunView};
-use redmesh_api::ids::{HostId, RunId};
-use redmesh_api::level::Level;
-use redmesh_api::run::{Counts, LatencySummary, Run, RunStage, Tally};
+use redmesh_api::ids::RunId;
+use redmesh_api::level::{Level, Stamp};
+use redmesh_api::run::{LatencySummary, Run, RunStage, Tally};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Control;
-use crate::census::Census;
-use crate::coordinator::settle;
+use crate::census::{Census, CensusHost, Hosts};
+use crate::coordinator::settle::{self, Gathered};
+use crate::facts::Observed;
 use crate::stats::{self, RateWindow};
 
 /// Between two samples of the counters.
@@ -31,13 +32,20 @@ const LATENCY_AGE_MAX: Duration = Duration::from_millis(500);
 pub(super) struct LastLatency {
     run: RunId,
     at: Instant,
-    summary: LatencySummary,
+    summaries: Summaries,
+}
+
+/// Service times, and for an open loop those from the intended begin.
+type Summaries = (LatencySummary, Option<LatencySummary>);
+
+fn summaries(gathered: &Gathered) -> Summaries {
+    (stats::summary(&gathered.latency), gathered.intended.as_ref().map(stats::summary))
 }
 
 /// Cloneable handle to the rates of the runs that are going on.
 #[derive(Debug, Clone, Default)]
 pub struct RateSampler {
-    rates: Arc<Mutex<BTreeMap<(RunId, HostId), RateWindow>>>,
+    rates: Arc<Mutex<BTreeMap<(RunId, u16), RateWindow>>>,
 }
 
 impl RateSampler {
@@ -61,21 +69,26 @@ impl RateSampler {
         rates.retain(|(run, _), _| open().any(|candidate| candidate.id == *run));
         for run in open() {
             let tallies = census.tallies(run);
-            for share in &run.shares {
-                let rate = rates.entry((run.id, share.host)).or_insert_with(|| RateWindow::new(RATE_WINDOW));
-                rate.record(at, acked_by(&tallies, share.host));
+            for index in indices(run) {
+                let rate = rates.entry((run.id, index)).or_insert_with(|| RateWindow::new(RATE_WINDOW));
+                rate.record(at, stats::total(of_share(&tallies, index)).acked);
             }
         }
     }
 
-    fn of(&self, run: RunId, host: HostId) -> f64 {
+    fn of(&self, run: RunId, share: u16) -> f64 {
         let rates = self.rates.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        rates.get(&(run, host)).map_or(0.0, RateWindow::per_second)
+        rates.get(&(run, share)).map_or(0.0, RateWindow::per_second)
     }
 }
 
-fn acked_by(tallies: &[Tally], host: HostId) -> u64 {
-    tallies.iter().filter(|tally| tally.host == host).map(|tally| tally.counts.acked).sum()
+/// Indices of a run's shares.
+fn indices(run: &Run) -> impl Iterator<Item = u16> {
+    (0..).zip(&run.shares).map(|(index, _)| index)
+}
+
+fn of_share(tallies: &[Tally], share: u16) -> impl Iterator<Item = &Tally> {
+    tallies.iter().filter(move |tally| tally.share == share)
 }
 
 /// The run that `reference` names.
@@ -116,22 +129,23 @@ impl Control {
         };
         let mut view = self.run_view(run);
         if latency && run.result.is_none() {
-            view.latency = Some(self.live_latency(run).await);
+            let (latency, intended) = self.live_latency(run).await;
+            (view.latency, view.intended) = (Some(latency), intended);
         }
         ControlReply::Run(view)
     }
 
     /// Latencies so far of a run that is going on. However many ask at once, the hosts
     /// are asked once, and not more often than every [`LATENCY_AGE_MAX`].
-    async fn live_latency(&self, run: &Run) -> LatencySummary {
+    async fn live_latency(&self, run: &Run) -> Summaries {
         let mut last = self.latency.lock().await;
         if let Some(last) = last.filter(|last| last.run == run.id && last.at.elapsed() < LATENCY_AGE_MAX) {
-            return last.summary;
+            return last.summaries;
         }
         let gathered = settle::gather(&self.census, &*self.transport, run).await;
-        let summary = stats::summary(&gathered.latency);
-        *last = Some(LastLatency { run: run.id, at: Instant::now(), summary });
-        summary
+        let summaries = summaries(&gathered);
+        *last = Some(LastLatency { run: run.id, at: Instant::now(), summaries });
+        summaries
     }
 
     pub(super) async fn run_detail(&self, reference: &RunRef) -> ControlReply {
@@ -142,28 +156,34 @@ impl Control {
         };
         let gathered = settle::gather(&self.census, &*self.transport, run).await;
         let mut view = self.run_view(run);
-        view.latency.get_or_insert_with(|| stats::summary(&gathered.latency));
+        if run.result.is_none() {
+            let (latency, intended) = summaries(&gathered);
+            (view.latency, view.intended) = (Some(latency), intended);
+        }
         ControlReply::RunDetail(RunDetail { view, details: gathered.details, missing: gathered.notes })
     }
 
-    fn run_view(&self, run: &Run) -> RunView {
+    pub(super) fn run_view(&self, run: &Run) -> RunView {
         let tallies = self.census.tallies(run);
-        let host_writes_per_s: Vec<f64> = match &run.result {
+        let share_writes_per_s: Vec<f64> = match &run.result {
             // A closed run's rate is its own average.
-            Some(_) => run.shares.iter().map(|share| average(&tallies, share.host)).collect(),
-            None => run.shares.iter().map(|share| self.rates.of(run.id, share.host)).collect(),
+            Some(_) => {
+                indices(run).map(|index| stats::total(of_share(&tallies, index)).per_second()).collect()
+            }
+            None => indices(run).map(|index| self.rates.of(run.id, index)).collect(),
         };
         let writes_per_s = match &run.result {
-            Some(_) => per_second(stats::total(&tallies)),
-            None => host_writes_per_s.iter().sum(),
+            Some(_) => stats::total(&tallies).per_second(),
+            None => share_writes_per_s.iter().sum(),
         };
         RunView {
             run: run.clone(),
             latency: run.result.as_ref().map(|result| result.latency),
+            intended: run.result.as_ref().and_then(|result| result.intended),
             waiting_for: self.run_waits_for(run, &tallies),
             tallies,
             writes_per_s,
-            host_writes_per_s,
+            share_writes_per_s,
         }
     }
 
@@ -171,33 +191,107 @@ impl Control {
         if run.stage == RunStage::Done {
             return None;
         }
-        let hosts = self.census.hosts();
-        let silent: Vec<String> = run
-            .shares
-            .iter()
-            .filter(|share| {
-                let closed =
-                    tallies.iter().filter(|tally| tally.host == share.host).all(|tally| tally.closed);
-                let any = tallies.iter().any(|tally| tally.host == share.host);
-                !(any && closed) && hosts.get(&share.host).is_none_or(|host| !host.alive)
-            })
-            .map(|share| hosts.get(&share.host).map_or_else(|| share.host.to_string(), |host| host.name()))
-            .collect();
-        if !silent.is_empty() {
-            return Some(format!("{}, not heard of: is the agent running?", silent.join(", ")));
-        }
-        self.waiting_for()
+        awaited(run, tallies, &self.census.hosts(), self.census.level().stamp).or_else(|| self.waiting_for())
     }
 }
 
-fn average(tallies: &[Tally], host: HostId) -> f64 {
-    let mine = tallies.iter().filter(|tally| tally.host == host);
-    per_second(stats::total(mine))
+/// Which hosts a run waits for, and why, in words; `None` if all do what they should.
+/// `newest` is the level that all should have.
+fn awaited(run: &Run, tallies: &[Tally], hosts: &Hosts, newest: Stamp) -> Option<String> {
+    let open = indices(run).zip(&run.shares).filter(|(index, _)| {
+        let mut mine = of_share(tallies, *index).peekable();
+        mine.peek().is_none() || mine.any(|tally| !tally.closed)
+    });
+    let (mut silent, mut stuck) = (Vec::new(), Vec::new());
+    for (index, share) in open {
+        match hosts.get(&share.host) {
+            // Others have the rest of it.
+            None | Some(CensusHost { alive: false, .. }) if share.given_up => {}
+            None => silent.push(share.host.to_string()),
+            Some(host) if !host.alive => silent.push(host.name()),
+            Some(host) => match &host.observed {
+                Observed { share_lost: Some(lost), .. } if lost.has(run.id, index) => {
+                    stuck.push(format!("{} can't bear its share: {}", host.name(), lost.reason));
+                }
+                Observed { level_lost: Some(reason), .. } if host.lead.stamp < newest => {
+                    stuck.push(format!("{} can't take its orders: {reason}", host.name()));
+                }
+                _ => {}
+            },
+        }
+    }
+    silent.dedup();
+    stuck.dedup();
+    if !silent.is_empty() {
+        stuck.insert(0, format!("{}, not heard of: is the agent running?", silent.join(", ")));
+    }
+    (!stuck.is_empty()).then(|| stuck.join("; "))
 }
 
-fn per_second(counts: Counts) -> f64 {
-    match counts.active_us {
-        0 => 0.0,
-        us => counts.acked as f64 * 1e6 / us as f64,
+#[cfg(test)]
+mod tests {
+    use redmesh_api::ids::HostId;
+    use redmesh_api::run::{Counts, RunSpec, RunUntil};
+    use redmesh_api::workload::Workload;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::coordinator::account;
+    use crate::facts::{LeadFacts, ShareLost};
+
+    fn host(id: u32) -> CensusHost {
+        CensusHost {
+            id: HostId(id),
+            addr: "127.0.0.1:1".parse().expect("an address"),
+            alive: true,
+            facts: None,
+            lead: LeadFacts::default(),
+            observed: Observed::default(),
+        }
+    }
+
+    #[test]
+    fn a_run_says_what_each_of_its_hosts_lacks() {
+        let mut run = Run {
+            id: RunId(Uuid::from_u128(1)),
+            spec: RunSpec::closed_loop(Workload::uuid_counter(), 4, RunUntil::Writes(8)),
+            shares: account::shares(&[HostId(1), HostId(2), HostId(3), HostId(4)], 4, Some(8)),
+            stage: RunStage::Running,
+            created_unix_ms: 0,
+            starts_unix_ms: 0,
+            before: Vec::new(),
+            result: None,
+        };
+        let newest = Stamp { term: 1, index: 1, leader: HostId(1) };
+        let all = |hosts: [CensusHost; 4]| -> Hosts { hosts.into_iter().map(|it| (it.id, it)).collect() };
+        let well = || [1, 2, 3, 4].map(host);
+        assert_eq!(awaited(&run, &[], &all(well()), newest), None);
+
+        let [one, mut two, mut three, mut four] = well();
+        two.alive = false;
+        let reason = "disk full".to_owned();
+        three.observed.share_lost = Some(ShareLost { run: run.id, shares: vec![2], reason });
+        four.observed.level_lost = Some("read-only".to_owned());
+        let hosts = all([one, two, three, four]);
+        let words = awaited(&run, &[], &hosts, newest).expect("three of them");
+        for part in [
+            "00000002, not heard of",
+            "00000003 can't bear its share: disk full",
+            "00000004 can't take its orders: read-only",
+        ] {
+            assert!(words.contains(part), "{words}");
+        }
+
+        let closed = |share| Tally {
+            host: HostId(u32::from(share) + 1),
+            share,
+            epoch: 0,
+            closed: true,
+            counts: Counts::default(),
+        };
+        let rest = awaited(&run, &[closed(2), closed(3)], &hosts, newest).expect("one");
+        assert!(rest.starts_with("00000002, not") && !rest.contains("00000003"), "{rest}");
+        run.shares[1].given_up = true;
+        assert_eq!(awaited(&run, &[closed(2), closed(3)], &hosts, newest), None, "others have its rest");
     }
 }

@@ -14,6 +14,7 @@ pub mod account;
 pub mod bootstrap;
 pub mod orders;
 pub mod settle;
+pub mod shares;
 pub mod steps;
 
 use std::collections::BTreeMap;
@@ -29,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 
-use crate::census::{Census, CensusHost};
+use crate::census::{Census, CensusHost, Hosts};
 use crate::clock::now_unix_ms;
 use crate::consensus::voters::{HostState, STABILISATION, replace_voters};
 use crate::consensus::{Applied, Command, Consensus, VoterNode};
@@ -82,7 +83,7 @@ impl LastAlive {
         Self { seen: BTreeMap::new(), began }
     }
 
-    fn look(&mut self, hosts: &BTreeMap<HostId, CensusHost>, now: Instant) {
+    fn look(&mut self, hosts: &Hosts, now: Instant) {
         for host in hosts.values() {
             let entry = self.seen.entry(host.id).or_insert((host.alive, now));
             if entry.0 != host.alive {
@@ -184,22 +185,17 @@ impl Coordinator {
                     let hands = self.hands.clone();
                     self.send(Errand::Close(run), async move { hands.take(step).await });
                 }
-                Step::Found | Step::AdvancePlan { .. } => self.hands.take(step).await,
+                Step::Found | Step::AdvancePlan { .. } | Step::TakeOver { .. } => self.hands.take(step).await,
             }
         }
         if now >= self.voters_due {
             self.voters_due = now + VOTERS_INTERVAL;
-            self.mend_voters(hosts, now);
+            self.mend_voters(&hosts, now);
         }
     }
 
     /// The hosts that gossip knows, and those without which a run can't be closed.
-    fn seen(
-        &self,
-        level: &Level,
-        hosts: &BTreeMap<HostId, CensusHost>,
-        now: Instant,
-    ) -> BTreeMap<HostId, Seen> {
+    fn seen(&self, level: &Level, hosts: &Hosts, now: Instant) -> BTreeMap<HostId, Seen> {
         let bearers = level.runs.iter().filter(|run| run.stage != RunStage::Done).flat_map(|run| &run.shares);
         let ids = hosts.keys().copied().chain(bearers.map(|share| share.host));
         ids.map(|id| {
@@ -231,7 +227,7 @@ impl Coordinator {
     }
 
     /// Replaces voters that have been dead for long, adds voters as the mesh grows.
-    fn mend_voters(&mut self, hosts: BTreeMap<HostId, CensusHost>, now: Instant) {
+    fn mend_voters(&mut self, hosts: &Hosts, now: Instant) {
         let current = self.hands.census.leadership.borrow().voters.clone();
         let known = hosts.values().filter(|host| host.facts.is_some()).map(|host| host.id);
         let states = known.chain(current.iter().copied()).map(|id| (id, self.alive.state(id))).collect();
@@ -271,6 +267,12 @@ impl Hands {
             Step::AdvancePlan { plan, to } => {
                 Command::AdvancePlan { plan: *plan, to: *to, at_unix_ms: now_unix_ms() }
             }
+            Step::TakeOver { run, known, given_up, shares } => Command::AddShares {
+                run: *run,
+                known: *known,
+                given_up: Some(*given_up),
+                shares: shares.clone(),
+            },
             Step::CloseRun { run, outcome } => {
                 match settle::settle(&self.census, &*self.transport, *run, outcome.clone()).await {
                     Some(result) => Command::CloseRun { run: *run, result: Box::new(result) },

@@ -58,9 +58,9 @@ impl Orders {
 
     async fn push(&self, level: Arc<Level>) {
         let mut pushes = JoinSet::new();
-        let others = self.census.hosts().into_values();
-        for host in others.filter(|host| host.alive && host.id != self.census.host) {
-            let (transport, level) = (self.transport.clone(), level.clone());
+        let hosts = self.census.hosts();
+        for host in hosts.values().filter(|host| host.alive && host.id != self.census.host) {
+            let (transport, level, host) = (self.transport.clone(), level.clone(), host.clone());
             pushes.spawn(async move {
                 let order = PeerRequest::PushLevel(Box::new(Level::clone(&level)));
                 let reply = peer::ask(&*transport, host.addr, &order, peer::QUICK_DEADLINE).await;

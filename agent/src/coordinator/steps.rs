@@ -5,12 +5,10 @@ use std::time::Duration;
 
 use redmesh_api::ids::{HostId, PlanId, RunId};
 use redmesh_api::level::{ClusterPlan, Level, PlanStage};
-use redmesh_api::run::{Outcome, Run, RunStage, RunUntil, Share, Tally};
+use redmesh_api::run::{Outcome, RunStage, Share, Tally};
 
+use super::shares;
 use crate::facts::Observed;
-
-/// How long a host may be dead before a run is closed without its share.
-pub const SHARE_LOST_AFTER: Duration = Duration::from_secs(60);
 
 /// What the coordinator sees of a host.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -34,6 +32,17 @@ pub enum Step {
         plan: PlanId,
         /// To which stage.
         to: PlanStage,
+    },
+    /// A host was lost in mid-run: others take over the rest of its share.
+    TakeOver {
+        /// Which run.
+        run: RunId,
+        /// Shares that it has.
+        known: u16,
+        /// Index of the lost host's share.
+        given_up: u16,
+        /// The shares that take its place.
+        shares: Vec<Share>,
     },
     /// Every share is spent or lost: settle the account.
     CloseRun {
@@ -65,7 +74,10 @@ pub fn steps(
     }
     for run in level.runs.iter().filter(|run| run.stage != RunStage::Done) {
         let tallies = tallies.get(&run.id).map_or(&[][..], Vec::as_slice);
-        if let Some(outcome) = outcome(run, seen, tallies, now_unix_ms) {
+        let look = shares::Look { run, seen, tallies, now_unix_ms };
+        if let Some(takeover) = look.takeover(level.plan.as_ref()) {
+            steps.push(takeover);
+        } else if let Some(outcome) = look.outcome() {
             steps.push(Step::CloseRun { run: run.id, outcome });
         }
     }
@@ -88,64 +100,6 @@ fn next_stage(plan: &ClusterPlan, seen: &BTreeMap<HostId, Seen>) -> Option<PlanS
         PlanStage::Prepare => all(|seen| seen.held + seen.up).then_some(PlanStage::Release),
         PlanStage::Release => all(|seen| seen.agreed.min(seen.up)).then_some(PlanStage::Formed),
         PlanStage::Formed => None,
-    }
-}
-
-/// How a share stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum ShareState {
-    Open,
-    Spent,
-    Lost(String),
-}
-
-fn outcome(run: &Run, seen: &BTreeMap<HostId, Seen>, tallies: &[Tally], now_unix_ms: u64) -> Option<Outcome> {
-    let mut lost = Vec::new();
-    for share in &run.shares {
-        match share_state(run, share, seen, tallies, now_unix_ms) {
-            ShareState::Open => return None,
-            ShareState::Spent => {}
-            ShareState::Lost(reason) => lost.push(reason),
-        }
-    }
-    Some(match (lost.is_empty(), run.stage) {
-        (false, _) => Outcome::Incomplete(lost.join("; ")),
-        (true, RunStage::Stopping) => Outcome::Stopped,
-        (true, _) => Outcome::Completed,
-    })
-}
-
-fn share_state(
-    run: &Run,
-    share: &Share,
-    seen: &BTreeMap<HostId, Seen>,
-    tallies: &[Tally],
-    now_unix_ms: u64,
-) -> ShareState {
-    let mine = || tallies.iter().filter(|tally| tally.host == share.host);
-    let all_closed = mine().count() > 0 && mine().all(|tally| tally.closed);
-    let issued: u64 = mine().map(|tally| tally.counts.issued).sum();
-    let spent = match (run.stage, run.spec.until) {
-        (RunStage::Stopping, _) => true,
-        (_, RunUntil::Writes(_)) => issued >= share.writes.unwrap_or(0),
-        (_, RunUntil::Seconds(seconds)) => now_unix_ms >= run.created_unix_ms + u64::from(seconds) * 1000,
-    };
-    if all_closed && spent {
-        return ShareState::Spent;
-    }
-    match seen.get(&share.host) {
-        Some(Seen { name, observed: Observed { share_lost: Some((lost, reason)), .. }, .. })
-            if *lost == run.id =>
-        {
-            ShareState::Lost(format!("{name} can't bear its share: {reason}"))
-        }
-        Some(host) if host.dead_for < SHARE_LOST_AFTER => ShareState::Open,
-        Some(host) => ShareState::Lost(format!(
-            "{} has been silent for {} s; its last gossiped counts are taken",
-            host.name,
-            host.dead_for.as_secs()
-        )),
-        None => ShareState::Lost(format!("host {} is gone from the mesh", share.host)),
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a share keeps beside its counts: writes per second over time, the workers'
-//! spread, errors, latencies. Collected while the share runs, kept in a file beside its
-//! ledger when it is closed, so that a report outlives the agent.
+//! spread, errors, latencies. Collected while the share runs, and put in a file beside its
+//! ledger again and again, so that a report outlives the agent.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -60,10 +60,12 @@ pub fn of(
     share: &ShareView,
 ) -> ShareDetail {
     let (worker_acked_min, worker_acked_max) = share.worker_spread();
-    let histogram = stats::encode(&share.histogram()).unwrap_or_else(|error| {
-        tracing::warn!(error = %crate::error_chain(&error), "can't encode latencies");
-        Vec::new()
-    });
+    let encode = |histogram| {
+        stats::encode(&histogram).unwrap_or_else(|error| {
+            tracing::warn!(error = %crate::error_chain(&error), "can't encode latencies");
+            Vec::new()
+        })
+    };
     ShareDetail {
         host,
         epoch,
@@ -73,7 +75,12 @@ pub fn of(
         worker_acked_min,
         worker_acked_max,
         errors: share.errors(),
-        histogram,
+        histogram: encode(share.histogram()),
+        intended: share.intended().map(encode).unwrap_or_default(),
+        behind: share.behind(),
+        threads: share.threads(),
+        acked_by: share.acked_by(),
+        findings: share.findings(),
     }
 }
 
@@ -82,7 +89,7 @@ pub fn path(dir: &Path, epoch: u32) -> PathBuf {
     dir.join(format!("{epoch}.detail"))
 }
 
-/// Keeps a closed epoch's detail.
+/// Keeps an epoch's detail.
 ///
 /// # Errors
 /// In words: what could not be written, and where.
@@ -93,7 +100,8 @@ pub fn save(dir: &Path, detail: &ShareDetail) -> Result<(), String> {
         .map_err(|error| format!("can't write {}: {error}", path.display()))
 }
 
-/// A kept detail; `None` if there is none (its agent was killed) or it is damaged.
+/// A kept detail, the last before its agent ended; `None` if there is none or it is
+/// damaged.
 pub fn load(dir: &Path, epoch: u32) -> Option<ShareDetail> {
     let path = path(dir, epoch);
     let bytes = std::fs::read(&path).ok()?;

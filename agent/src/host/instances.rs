@@ -17,7 +17,7 @@ use super::views::Views;
 use crate::cluster::{
     DirectiveError, NodesConfError, RedisConf, ServerVersion, VersionError, clients_needed, render_nodes_conf,
 };
-use crate::facts::{self, Observed};
+use crate::facts::{self, Observed, ShareLost};
 use crate::level::LevelCell;
 use crate::mesh::Mesh;
 use crate::supervisor::{
@@ -230,12 +230,13 @@ pub async fn publish(host: HostId, mut sources: Sources, mesh: Mesh, cancel: Can
         let views = sources.views.borrow_and_update().clone();
         let mut observed = observe(&level, host, &statuses, &views);
         let refused = sources.refused.borrow_and_update().clone();
-        let level_lost = sources.levels.problem();
-        for problem in level_lost.into_iter().chain(refused).chain(sources.shares.problem()) {
+        observed.level_lost = sources.levels.problem().map(facts::cut);
+        for problem in observed.level_lost.clone().into_iter().chain(refused).chain(sources.shares.problem())
+        {
             observed.add_problem(problem);
         }
         observed.share_lost = sources.shares.lost();
-        if let Some((run, reason)) = observed.share_lost.clone() {
+        if let Some(ShareLost { run, reason, .. }) = observed.share_lost.clone() {
             observed.add_problem(format!("run {run}: {reason}"));
         }
         if let Err(error) = mesh.publish(facts::OBSERVED, &observed) {

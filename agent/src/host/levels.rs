@@ -47,9 +47,9 @@ pub async fn pull(census: Census, transport: Arc<dyn Transport>, cancel: Cancell
     loop {
         view.mark_unchanged();
         let own = census.level().stamp;
-        let newest = census
-            .hosts()
-            .into_values()
+        let hosts = census.hosts();
+        let newest = hosts
+            .values()
             .filter(|host| host.alive && host.id != census.host && host.lead.stamp > own)
             .max_by_key(|host| host.lead.stamp);
         let behind = newest.is_some();

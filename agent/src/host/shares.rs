@@ -1,51 +1,50 @@
-//! This host's share of load runs: start, stop, recover, report.
+//! This host's shares of load runs: start, stop, recover, report.
 //!
-//! A share's account lives in ledger files, one per epoch (one life of the agent). An
-//! agent that comes back in mid-run closes the epochs it finds, what was issued and not
-//! accounted for becoming `unknown`, and issues the rest of its quota under a new one.
-//! It first waits for a coordinator who knows no newer level than the one on this host's
-//! disk: a run that was closed meanwhile must not be written into any more.
+//! A host has one share of a run at first, and more if it takes over a lost host's or is
+//! given another. A share's account lives in ledger files, one per epoch (one life of the
+//! agent; a host's epochs of one run differ over all its shares). An agent that comes
+//! back in mid-run closes the epochs it finds, what was issued and not accounted for
+//! becoming `unknown`, and issues the rest of its quota under a new one, unless the share
+//! was given up meanwhile. It first waits for a coordinator who knows no newer level than
+//! the one on this host's disk: a run that was closed, or a share that was given to
+//! others, must not be written into any more.
+
+mod local;
+mod slots;
+mod todo;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use redmesh_api::ids::{HostId, RunId};
-use redmesh_api::level::{ClusterPlan, Level, PlannedRole};
-use redmesh_api::run::{Counts, Run, RunStage, RunUntil, Share, ShareDetail, Tally};
+use redmesh_api::level::{ClusterPlan, Level};
+use redmesh_api::run::{Job, ReadBack, Run, RunStage, Share, Tally};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
-use super::detail::{self, Timeline};
+use super::detail;
 use crate::census::Census;
 use crate::clock::now_unix_ms;
 use crate::cluster::AdminPool;
-use crate::facts::{self, ShareCounts};
-use crate::load::routing::SlotMap;
-use crate::load::{self, Engine, Password, ShareHandle, ShareSpec, ShareUntil, ledger};
+use crate::facts::{self, SHARES_LOST_MAX, ShareCounts, ShareLost};
+use crate::load::ledger::{self, Recovered};
+use crate::load::{
+    self, EXCEPTIONS_MAX, Engine, Password, ReadBackTask, ShareHandle, ShareSpec, ShareUntil, Task, Written,
+};
 use crate::mesh::Mesh;
 use crate::peer::ShareReport;
+use local::LocalShare;
 
 /// Between two looks at the counters: as often as gossip can carry them.
 const PUBLISH_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Between two looks at load threads that are to drain.
 const DRAIN_POLL: Duration = Duration::from_millis(10);
-
-/// Shortest time between two topology refreshes, however many redirections ask.
-const REFRESH_INTERVAL_MIN: Duration = Duration::from_millis(100);
-
-/// A share that begins so late still issues for the whole time that was asked; a later
-/// one (its agent was away) for what is left of it.
-const START_GRACE: Duration = Duration::from_secs(5);
-
-/// Instances asked for the topology before a refresh gives up until it is asked again.
-const REFRESH_TRIES_MAX: usize = 5;
 
 /// What a share needs besides the level.
 #[derive(Debug, Clone)]
@@ -54,87 +53,25 @@ pub struct ShareSettings {
     pub host: HostId,
     /// Ledger files lie in `<state_dir>/runs`.
     pub state_dir: PathBuf,
-    /// Load threads.
+    /// Load threads, where the run doesn't say.
     pub threads: usize,
     /// The servers' password, if they want one.
     pub password: Option<Password>,
 }
 
+/// Which run, and which of its shares.
+type Key = (RunId, u16);
+
 /// Cloneable handle to this host's shares.
 #[derive(Debug, Clone)]
 pub struct Shares {
     settings: Arc<ShareSettings>,
-    running: Arc<Mutex<BTreeMap<RunId, Arc<LocalShare>>>>,
+    running: Arc<Mutex<BTreeMap<Key, Arc<LocalShare>>>>,
     /// Held by whoever touches the files: no report may take a ledger that is being
     /// begun for one that an earlier life left.
     files: Arc<tokio::sync::Mutex<()>>,
     /// Topology refreshers.
     refreshers: TaskTracker,
-}
-
-/// One run's share on this host.
-#[derive(Debug)]
-struct LocalShare {
-    /// Epochs of earlier lives, closed.
-    earlier: Vec<(u32, Counts)>,
-    /// This life's, unless nothing was left to issue.
-    live: Option<(u32, ShareHandle)>,
-    /// When this life's began.
-    began: (Instant, u64),
-    /// What is kept of this life's beside its counts.
-    timeline: Mutex<Timeline>,
-    /// Whether that has been put on file.
-    saved: AtomicBool,
-    /// Why it could not be started.
-    problem: Option<String>,
-    /// Ends the topology refresher.
-    cancel: CancellationToken,
-}
-
-impl LocalShare {
-    fn new(earlier: Vec<(u32, Counts)>, problem: Option<String>) -> Self {
-        Self {
-            earlier,
-            live: None,
-            began: (Instant::now(), now_unix_ms()),
-            timeline: Mutex::default(),
-            saved: AtomicBool::new(false),
-            problem,
-            cancel: CancellationToken::new(),
-        }
-    }
-
-    fn timeline(&self) -> MutexGuard<'_, Timeline> {
-        self.timeline.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// This life's detail as it stands.
-    fn detail(&self, host: HostId) -> Option<ShareDetail> {
-        let (epoch, handle) = self.live.as_ref()?;
-        Some(detail::of(host, *epoch, self.began.1, &self.timeline(), handle))
-    }
-
-    fn counts(&self) -> ShareCounts {
-        let earlier = self.earlier.iter().map(|&(epoch, counts)| (epoch, true, counts));
-        let live = self.live.iter().map(|(epoch, handle)| {
-            // `closed` first: counts read after it are final if it was true.
-            let closed = handle.closed();
-            (*epoch, closed, handle.counts())
-        });
-        let mut epochs: Vec<_> = earlier.chain(live).collect();
-        if epochs.is_empty() && self.problem.is_none() {
-            // Nothing to issue (fewer writes than workers, or stopped before it began) is
-            // a closed account too, and the mesh waits for one.
-            epochs.push((0, true, Counts::default()));
-        }
-        ShareCounts { epochs }
-    }
-}
-
-impl Drop for LocalShare {
-    fn drop(&mut self) {
-        self.cancel.cancel();
-    }
 }
 
 impl Shares {
@@ -160,35 +97,50 @@ impl Shares {
         done.await.inspect_err(|error| error!(%error, "work on this host's shares failed")).ok()
     }
 
-    /// Exact account of this host's share of `run`; empty if it has none.
+    /// Exact account of this host's shares of `run`; empty if it has none.
     pub async fn report(&self, run: RunId) -> ShareReport {
         self.blocking(move |shares| shares.report_blocking(run)).await.unwrap_or_default()
     }
 
     fn report_blocking(&self, run: RunId) -> ShareReport {
-        let Some(share) = self.get(run) else { return self.report_from_files(run) };
+        let host = self.settings.host;
         let dir = self.ledger_dir(run);
-        let earlier = share.earlier.iter().filter_map(|&(epoch, _)| detail::load(&dir, epoch));
-        ShareReport {
-            tallies: share.counts().tallies(self.settings.host).collect(),
-            details: earlier.chain(share.detail(self.settings.host)).collect(),
+        let mut report = ShareReport::default();
+        let running = self.of_run(run);
+        for share in &running {
+            report.tallies.extend(ShareCounts { epochs: share.counts() }.tallies(host));
+            report.details.extend(share.earlier.iter().filter_map(|&(epoch, _)| detail::load(&dir, epoch)));
+            report.details.extend(share.detail(host));
         }
+        // Of a run that is closed, or whose shares have not been looked at in this life.
+        let recovered = self.recover(run).unwrap_or_else(|problem| {
+            warn!(%run, problem, "can't read this host's ledgers");
+            Vec::new()
+        });
+        for Recovered { share, epoch, counts, .. } in recovered {
+            if running.iter().all(|known| known.index != share) {
+                report.tallies.push(Tally { host, share, epoch, closed: true, counts });
+                report.details.extend(detail::load(&dir, epoch));
+            }
+        }
+        report
     }
 
-    /// Adds what was acked since the last time to the timelines, and puts closed ones on
-    /// file, once.
-    fn record(&self) {
-        let shares: Vec<_> = self.lock().iter().map(|(&run, share)| (run, share.clone())).collect();
+    /// Looks at what the shares have done since the last time; whether something is to be
+    /// put on file.
+    fn observe(&self) -> bool {
+        let now = Instant::now();
+        // Each of them, also where one is due already.
+        self.lock().values().filter(|share| share.observe(now)).count() > 0
+    }
+
+    /// Puts on file what is due.
+    fn keep(&self) {
+        let now = Instant::now();
+        let shares: Vec<_> = self.lock().iter().map(|(&(run, _), share)| (run, share.clone())).collect();
         for (run, share) in shares {
-            let Some((_, handle)) = &share.live else { continue };
-            let closed = handle.closed();
-            share.timeline().observe(share.began.0.elapsed(), handle.counts().acked);
-            if closed && !share.saved.swap(true, Ordering::Relaxed) {
-                let saved =
-                    share.detail(self.settings.host).map(|it| detail::save(&self.ledger_dir(run), &it));
-                if let Some(Err(error)) = saved {
-                    warn!(%run, error, "the run's detail will be lost with this agent");
-                }
+            if share.observe(now) {
+                share.keep(self.settings.host, &self.ledger_dir(run));
             }
         }
     }
@@ -196,22 +148,38 @@ impl Shares {
     /// Stops what is going on, waits (at most `patience`) until it is closed, and
     /// publishes the last counts; whether there are any.
     pub async fn drain(&self, mesh: &Mesh, patience: Duration) -> bool {
-        let handles: Vec<_> = self.lock().values().cloned().collect();
-        handles.iter().flat_map(|share| &share.live).for_each(|(_, handle)| handle.stop());
+        let shares: Vec<_> = self.lock().iter().map(|(&(run, _), share)| (run, share.clone())).collect();
+        for (_, share) in &shares {
+            if share.reads_back && !share.closed() {
+                share.interrupted.store(true, Ordering::Relaxed);
+            }
+            share.stop();
+        }
         let closed = async {
-            while !handles.iter().flat_map(|share| &share.live).all(|(_, handle)| handle.closed()) {
+            while !shares.iter().all(|(_, share)| share.closed()) {
                 tokio::time::sleep(DRAIN_POLL).await;
             }
         };
         if tokio::time::timeout(patience, closed).await.is_err() {
             warn!("load threads have not drained in time; their account is recovered at the next start");
         }
-        handles.iter().for_each(|share| share.cancel.cancel());
+        shares.iter().for_each(|(_, share)| share.cancel.cancel());
         self.refreshers.close();
         self.refreshers.wait().await;
-        self.blocking(Self::record).await;
+        let any = shares.iter().any(|(_, share)| share.live.is_some());
+        if any {
+            self.blocking(move |own| own.keep_last(&shares)).await;
+        }
         self.publish(mesh);
-        handles.iter().any(|share| share.live.is_some())
+        any
+    }
+
+    /// Puts on file what is left to be.
+    fn keep_last(&self, shares: &[(RunId, Arc<LocalShare>)]) {
+        for (run, share) in shares.iter().filter(|(_, share)| !share.is_kept()) {
+            share.observe(Instant::now());
+            share.keep(self.settings.host, &self.ledger_dir(*run));
+        }
     }
 
     /// What load threads have met with.
@@ -219,32 +187,25 @@ impl Shares {
         self.lock().values().find_map(|share| share.live.as_ref()?.1.error())
     }
 
-    /// A run of which this host can't bear its share, and why.
-    pub fn lost(&self) -> Option<(RunId, String)> {
-        self.lock().iter().find_map(|(&run, share)| Some((run, share.problem.clone()?)))
+    /// Shares (of one run) that this host can't bear, and why.
+    pub fn lost(&self) -> Option<ShareLost> {
+        let running = self.lock();
+        let mut lost = running.iter().filter_map(|(key, share)| Some((*key, share.problem.as_ref()?)));
+        let ((run, first), reason) = lost.next()?;
+        let others = lost.filter(|((other, _), _)| *other == run).map(|((_, share), _)| share);
+        let shares = std::iter::once(first).chain(others).take(SHARES_LOST_MAX).collect();
+        Some(ShareLost { run, shares, reason: facts::cut(reason.clone()) })
     }
 
-    fn report_from_files(&self, run: RunId) -> ShareReport {
-        let recovered = self.recover(run).unwrap_or_else(|problem| {
-            warn!(%run, problem, "can't read this host's ledgers");
-            Vec::new()
-        });
-        let host = self.settings.host;
-        let dir = self.ledger_dir(run);
-        ShareReport {
-            details: recovered.iter().filter_map(|&(epoch, _)| detail::load(&dir, epoch)).collect(),
-            tallies: recovered
-                .into_iter()
-                .map(|(epoch, counts)| Tally { host, epoch, closed: true, counts })
-                .collect(),
-        }
+    fn get(&self, key: Key) -> Option<Arc<LocalShare>> {
+        self.lock().get(&key).cloned()
     }
 
-    fn get(&self, run: RunId) -> Option<Arc<LocalShare>> {
-        self.lock().get(&run).cloned()
+    fn of_run(&self, run: RunId) -> Vec<Arc<LocalShare>> {
+        self.lock().range((run, 0)..=(run, u16::MAX)).map(|(_, share)| share.clone()).collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<RunId, Arc<LocalShare>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Key, Arc<LocalShare>>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -252,110 +213,205 @@ impl Shares {
         self.settings.state_dir.join("runs").join(run.0.to_string())
     }
 
-    /// Accounts of earlier lives, by epoch.
-    fn recover(&self, run: RunId) -> Result<Vec<(u32, Counts)>, String> {
-        let dir = self.ledger_dir(run);
+    /// Accounts that earlier lives have left of all this host's shares of `run`, by epoch.
+    fn recover(&self, run: RunId) -> Result<Vec<Recovered>, String> {
+        // This life's are being written.
+        let live: Vec<_> = self
+            .of_run(run)
+            .iter()
+            .filter_map(|share| Some(load::ledger_path(&self.ledger_dir(run), share.live.as_ref()?.0)))
+            .collect();
         let mut epochs = Vec::new();
-        for path in ledger::list(&dir).map_err(|error| crate::error_chain(&error))? {
-            let recovered = ledger::recover(&path).map_err(|error| crate::error_chain(&error))?;
-            epochs.push((recovered.epoch, recovered.counts));
+        for path in ledger::list(&self.ledger_dir(run)).map_err(|error| crate::error_chain(&error))? {
+            if !live.contains(&path) {
+                epochs.push(ledger::recover(&path).map_err(|error| crate::error_chain(&error))?);
+            }
         }
-        epochs.sort_by_key(|&(epoch, _)| epoch);
+        epochs.sort_by_key(|recovered| recovered.epoch);
         Ok(epochs)
     }
 
     /// Brings the shares to the level: starts (if the level is `current`), stops and
     /// forgets.
     fn reconcile(&self, level: &Level, current: bool, admin: &AdminPool) {
-        let mine = |run: &&Run| run.shares.iter().any(|share| share.host == self.settings.host);
-        for run in level.runs.iter().filter(mine) {
-            match run.stage {
-                RunStage::Running => {
-                    if current
-                        && self.get(run.id).is_none()
-                        && let Some(plan) = &level.plan
-                    {
-                        let share = self.start(run, plan, admin);
-                        self.lock().insert(run.id, Arc::new(share));
+        let mine = |(_, share): &(u16, &Share)| share.host == self.settings.host;
+        for run in level.runs.iter().filter(|run| run.stage != RunStage::Done) {
+            for (index, share) in (0..).zip(&run.shares).filter(mine) {
+                let key = (run.id, index);
+                let over = share.given_up || run.stage == RunStage::Stopping;
+                let local = match (self.get(key), &level.plan) {
+                    (Some(known), _) => {
+                        if over {
+                            known.stop();
+                        }
+                        continue;
                     }
-                }
-                RunStage::Stopping => match self.get(run.id) {
-                    Some(share) => share.live.iter().for_each(|(_, handle)| handle.stop()),
-                    // Came back after the stop: only the account is left to give.
-                    None => {
-                        let (earlier, problem) = split(self.recover(run.id));
-                        let share = LocalShare::new(earlier, problem);
-                        self.lock().insert(run.id, Arc::new(share));
-                    }
-                },
-                RunStage::Done => {}
+                    // Came back too late: only the account is left to give.
+                    (None, _) if over => self.recovered(run, index),
+                    (None, Some(plan)) if current => self.start(run, index, share, plan, admin),
+                    (None, _) => continue,
+                };
+                self.lock().insert(key, Arc::new(local));
             }
         }
         let open = |id: &RunId| level.runs.iter().any(|run| run.id == *id && run.stage != RunStage::Done);
-        let over: Vec<_> = self.lock().extract_if(.., |id, _| !open(id)).collect();
+        let over: Vec<_> = self.lock().extract_if(.., |(run, _), _| !open(run)).collect();
+        let over: Vec<_> = over.into_iter().map(|((run, _), share)| (run, share)).collect();
+        self.keep_last(&over);
         // Outside of the lock: a share that is dropped joins its threads.
         drop(over);
     }
 
-    fn start(&self, run: &Run, plan: &ClusterPlan, admin: &AdminPool) -> LocalShare {
-        let (earlier, problem) = split(self.recover(run.id));
-        let mut local = LocalShare::new(earlier, problem);
-        let share = run.shares.iter().find(|share| share.host == self.settings.host);
-        if let (Some(share), None) = (share, &local.problem)
-            && let Some(until) = remaining(run, share, &local.earlier, now_unix_ms())
-        {
-            let epoch = local.earlier.last().map_or(0, |&(epoch, _)| epoch + 1);
-            match self.start_epoch(run, share, epoch, until, plan, admin, &local.cancel) {
-                Ok(handle) => local.live = Some((epoch, handle)),
-                Err(words) => local.problem = Some(words),
+    /// A share of which nothing is issued any more.
+    fn recovered(&self, run: &Run, index: u16) -> LocalShare {
+        let (earlier, problem) = match self.recover(run.id) {
+            Ok(epochs) => {
+                let mine = epochs.into_iter().filter(|recovered| recovered.share == index);
+                (mine.map(|recovered| (recovered.epoch, recovered.counts)).collect(), None)
+            }
+            Err(problem) => (Vec::new(), Some(problem)),
+        };
+        LocalShare::new(index, earlier, problem, now_unix_ms())
+    }
+
+    fn start(
+        &self,
+        run: &Run,
+        index: u16,
+        share: &Share,
+        plan: &ClusterPlan,
+        admin: &AdminPool,
+    ) -> LocalShare {
+        let mut local = self.recovered(run, index);
+        if local.problem.is_none() {
+            match todo::remaining(run, share, local.done(), now_unix_ms()) {
+                Some(until) => {
+                    if let Err(words) = self.start_epoch(run, share, &mut local, until, plan, admin) {
+                        local.problem = Some(words);
+                    }
+                }
+                None if local.done().lives > 0 && matches!(run.spec.job, Job::ReadBack(_)) => {
+                    local.interrupted.store(true, Ordering::Relaxed);
+                    local.problem =
+                        Some("the agent was restarted while it read back: verify again".to_owned());
+                }
+                None => {}
             }
         }
         if let Some(problem) = &local.problem {
-            error!(run = %run.id, problem, "can't start this host's share");
+            error!(run = %run.id, share = index, problem, "can't start this host's share");
         }
         local
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one caller; each is a different thing")]
     fn start_epoch(
         &self,
         run: &Run,
         share: &Share,
-        epoch: u32,
+        local: &mut LocalShare,
         until: ShareUntil,
         plan: &ClusterPlan,
         admin: &AdminPool,
-        cancel: &CancellationToken,
-    ) -> Result<ShareHandle, String> {
+    ) -> Result<(), String> {
         let dir = self.ledger_dir(run.id);
         std::fs::create_dir_all(&dir).map_err(|error| {
             format!("can't create {}: {error}; check free space and permissions", dir.display())
         })?;
-        let slots = watch::Sender::new(Arc::new(planned_slots(plan).map_err(|e| crate::error_chain(&e))?));
+        let task = self.task(run)?;
+        let epoch = self.next_epoch(run.id)?;
+        let planned = slots::planned_slots(plan).map_err(|e| crate::error_chain(&e))?;
+        let slots = watch::Sender::new(Arc::new(planned));
         let (refresh, asked) = mpsc::channel(1);
+        let now_ms = now_unix_ms();
+        let done = local.done();
+        let wait = todo::begins_in(run, share, done, now_ms);
+        let begin = Instant::now() + wait;
+        let threads = run.spec.threads_per_host.map_or(self.settings.threads, usize::from);
         let spec = ShareSpec {
             run: run.id,
             host: self.settings.host,
+            share: local.index,
             epoch,
             first_worker: share.first_worker,
             workers: share.workers,
+            pipeline: run.spec.pipeline,
+            task,
+            rate: todo::rate(run, share),
+            ramp: todo::left_of(run.spec.ramp_s, run, share, done, now_ms),
+            warm_up: todo::left_of(run.spec.warm_up_s, run, share, done, now_ms),
+            begin,
             until,
-            threads: self.settings.threads,
+            threads,
             password: self.settings.password.clone(),
         };
         let path = load::ledger_path(&dir, epoch);
-        let handle =
+        let handle: ShareHandle =
             Engine::start(spec, slots.subscribe(), refresh, path).map_err(|e| crate::error_chain(&e))?;
-        info!(run = %run.id, epoch, workers = share.workers, ?until, "share started");
-        let refresher = refresh_slots(refresh_sources(plan, self.settings.host), admin.clone(), asked, slots);
-        self.refreshers.spawn(cancel.clone().run_until_cancelled_owned(refresher));
-        Ok(handle)
+        // At once, or which keys a life of less than a second wrote would not be known.
+        if let Some(Err(problem)) = handle.written().map(|written| written.save(&dir)) {
+            return Err(problem);
+        }
+        info!(run = %run.id, share = local.index, epoch, workers = share.workers, ?until, "share started");
+        let sources = slots::refresh_sources(plan, self.settings.host);
+        let refresher = slots::refresh_slots(sources, admin.clone(), asked, slots);
+        self.refreshers.spawn(local.cancel.clone().run_until_cancelled_owned(refresher));
+        local.reads_back = matches!(run.spec.job, Job::ReadBack(_));
+        local.began = (begin, now_ms + u64::try_from(wait.as_millis()).unwrap_or(0));
+        local.live = Some((epoch, handle));
+        Ok(())
+    }
+
+    /// An epoch that no share of `run` on this host has had.
+    fn next_epoch(&self, run: RunId) -> Result<u32, String> {
+        let earlier = self.recover(run)?.into_iter().map(|recovered| recovered.epoch);
+        let live = self.of_run(run);
+        let live = live.iter().filter_map(|share| Some(share.live.as_ref()?.0));
+        Ok(earlier.chain(live).max().map_or(0, |last| last + 1))
+    }
+
+    fn task(&self, run: &Run) -> Result<Task, String> {
+        match &run.spec.job {
+            Job::Load(workload) => Ok(Task::Load(Arc::new(workload.clone()))),
+            Job::ReadBack(read) => Ok(Task::ReadBack(Arc::new(self.read_back(read)?))),
+        }
+    }
+
+    /// What this host has written in the run that is read back.
+    fn read_back(&self, read: &ReadBack) -> Result<ReadBackTask, String> {
+        let dir = self.ledger_dir(read.of);
+        let mut written = Vec::new();
+        let mut acked_beyond = 0;
+        for Recovered { epoch, counts, .. } in self.recover(read.of)? {
+            if counts.issued > 0 {
+                let of_epoch = Written::load(&dir, epoch).map_err(|problem| {
+                    format!("which keys this host wrote in its agent's life {epoch} is not known: {problem}")
+                })?;
+                if of_epoch.exceptions_cut {
+                    return Err(format!(
+                        "more writes of the agent's life {epoch} failed or are unknown than are kept \
+                         ({EXCEPTIONS_MAX}), so acked ones can't be told from them"
+                    ));
+                }
+                acked_beyond += counts.acked.saturating_sub(of_epoch.acked());
+                written.push(of_epoch);
+            }
+        }
+        if written.is_empty() {
+            return Err(format!(
+                "{} has no account of anything written: nothing to read back",
+                dir.display()
+            ));
+        }
+        Ok(ReadBackTask { written, per_million: read.per_million, acked_beyond })
     }
 
     /// Publishes the counts of all shares that the mesh still waits for.
     fn publish(&self, mesh: &Mesh) {
-        let counts: Vec<_> = self.lock().iter().map(|(&run, share)| (run, share.counts())).collect();
-        for (run, counts) in counts {
+        let mut runs: BTreeMap<RunId, ShareCounts> = BTreeMap::new();
+        for (&(run, _), share) in self.lock().iter() {
+            runs.entry(run).or_default().epochs.extend(share.counts());
+        }
+        for (run, counts) in runs {
             if let Err(error) = mesh.publish(&facts::run_key(run), &counts) {
                 warn!(%run, error = %crate::error_chain(&error), "can't publish write counts");
             }
@@ -384,76 +440,6 @@ fn remove_forgotten(dir: &Path) {
     }
 }
 
-fn split(recovered: Result<Vec<(u32, Counts)>, String>) -> (Vec<(u32, Counts)>, Option<String>) {
-    match recovered {
-        Ok(epochs) => (epochs, None),
-        Err(problem) => (Vec::new(), Some(problem)),
-    }
-}
-
-/// What a share has left to issue; `None` for nothing.
-fn remaining(run: &Run, share: &Share, earlier: &[(u32, Counts)], now_unix_ms: u64) -> Option<ShareUntil> {
-    match run.spec.until {
-        RunUntil::Writes(_) => {
-            let issued: u64 = earlier.iter().map(|(_, counts)| counts.issued).sum();
-            let left = share.writes.unwrap_or(0).saturating_sub(issued);
-            (left > 0).then_some(ShareUntil::Writes(left))
-        }
-        RunUntil::Seconds(seconds) => {
-            let gone = now_unix_ms.saturating_sub(run.created_unix_ms) / 1000;
-            let end = u64::from(seconds) + START_GRACE.as_secs();
-            let left = u32::try_from(end.saturating_sub(gone)).unwrap_or(u32::MAX).min(seconds);
-            (left > 0).then_some(ShareUntil::Seconds(left))
-        }
-    }
-}
-
-/// Slots as the plan laid them: right until the first failover or migration, after
-/// which MOVED tells better.
-fn planned_slots(plan: &ClusterPlan) -> Result<SlotMap, load::routing::SlotMapError> {
-    SlotMap::new(plan.instances.iter().filter_map(|instance| match &instance.role {
-        PlannedRole::Primary { slots, .. } => Some((*slots, plan.addr_of(instance))),
-        PlannedRole::Replica { .. } => None,
-    }))
-}
-
-/// Whom to ask for the topology: own instances first.
-fn refresh_sources(plan: &ClusterPlan, host: HostId) -> Vec<SocketAddr> {
-    let (mut own, others): (Vec<_>, Vec<_>) =
-        plan.instances.iter().partition(|instance| plan.host_of(instance).id == host);
-    own.extend(others);
-    own.into_iter().map(|instance| plan.addr_of(instance)).collect()
-}
-
-/// One refresher a share: any number of redirections make one question.
-async fn refresh_slots(
-    sources: Vec<SocketAddr>,
-    admin: AdminPool,
-    mut asked: mpsc::Receiver<()>,
-    slots: watch::Sender<Arc<SlotMap>>,
-) {
-    let mut first = 0;
-    while asked.recv().await.is_some() {
-        for try_number in 0..REFRESH_TRIES_MAX.min(sources.len()) {
-            let source = (first + try_number) % sources.len();
-            match admin.slot_map(sources[source]).await.map(SlotMap::new) {
-                Ok(Ok(map)) => {
-                    slots.send_replace(Arc::new(map));
-                    first = source;
-                    break;
-                }
-                Ok(Err(error)) => {
-                    warn!(from = %sources[source], error = %crate::error_chain(&error), "unusable topology")
-                }
-                Err(error) => {
-                    warn!(from = %sources[source], error = %crate::error_chain(&error), "can't refresh the topology")
-                }
-            }
-        }
-        tokio::time::sleep(REFRESH_INTERVAL_MIN).await;
-    }
-}
-
 /// Reconciles shares to the level and publishes their counts until cancelled.
 pub async fn drive(shares: Shares, census: Census, admin: AdminPool, mesh: Mesh, cancel: CancellationToken) {
     tokio::select! {
@@ -472,7 +458,9 @@ async fn follow(shares: Shares, census: Census, admin: AdminPool, mesh: Mesh) {
     loop {
         tokio::select! {
             _ = ticks.tick() => {
-                shares.blocking(Shares::record).await;
+                if shares.observe() {
+                    shares.blocking(Shares::keep).await;
+                }
                 shares.publish(&mesh);
                 if !current && is_current(&census) {
                     current = true;
@@ -504,57 +492,4 @@ fn is_current(census: &Census) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use redmesh_api::run::{RunSpec, UUID_COUNTER};
-    use uuid::Uuid;
-
-    use super::*;
-
-    fn run(until: RunUntil) -> Run {
-        Run {
-            id: RunId(Uuid::from_u128(1)),
-            spec: RunSpec { workload: UUID_COUNTER.to_owned(), workers: 1, until, load_hosts: None },
-            shares: Vec::new(),
-            stage: RunStage::Running,
-            created_unix_ms: 1_000_000,
-            before: Vec::new(),
-            result: None,
-        }
-    }
-
-    fn share(writes: Option<u64>) -> Share {
-        Share { host: HostId(1), workers: 1, first_worker: 0, writes }
-    }
-
-    fn issued(issued: u64) -> Counts {
-        Counts { issued, ..Counts::default() }
-    }
-
-    #[test]
-    fn a_restarted_agent_issues_what_its_earlier_lives_left() {
-        let left = |earlier: &[(u32, Counts)]| {
-            remaining(&run(RunUntil::Writes(100)), &share(Some(40)), earlier, 1_000_000)
-        };
-        assert_eq!(left(&[]), Some(ShareUntil::Writes(40)));
-        assert_eq!(left(&[(0, issued(15)), (1, issued(5))]), Some(ShareUntil::Writes(20)));
-        assert_eq!(left(&[(0, issued(40))]), None);
-    }
-
-    #[test]
-    fn time_goes_on_while_an_agent_is_away() {
-        let left =
-            |gone_ms: u64| remaining(&run(RunUntil::Seconds(60)), &share(None), &[], 1_000_000 + gone_ms);
-        assert_eq!(left(0), Some(ShareUntil::Seconds(60)));
-        assert_eq!(left(4_000), Some(ShareUntil::Seconds(60)));
-        assert_eq!(left(35_000), Some(ShareUntil::Seconds(30)));
-        assert_eq!(left(65_000), None);
-    }
-
-    #[test]
-    fn a_share_with_nothing_to_issue_is_closed() {
-        let counts = LocalShare::new(Vec::new(), None).counts();
-        assert_eq!(counts.epochs, [(0, true, Counts::default())]);
-        let stuck = LocalShare::new(Vec::new(), Some("disk full".to_owned())).counts();
-        assert_eq!(stuck.epochs, []);
-    }
-}
+mod tests;

@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 
-use super::resp::LINE_BYTES_MAX;
+use super::resp::Skim;
 
 /// First wait before a lost server is dialled again, microseconds; doubles each time.
 const RECONNECT_MIN_US: u64 = 20_000;
@@ -26,18 +26,18 @@ const OUT_KEPT_BYTES: usize = 256 * 1024;
 /// What the next reply answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Expect {
-    /// This worker's SET.
-    Set(u32),
-    /// An ASKING; the SET's own reply follows.
+    /// This lane's command.
+    Lane(u32),
+    /// An ASKING; the command's own reply follows.
     Asking,
     /// The AUTH that begins a connection; what follows gets replies of its own.
     Auth,
 }
 
-/// A worker's write that waits for the connection to open.
+/// A lane's command that waits for the connection to open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Parked {
-    pub worker: u32,
+    pub lane: u32,
     /// It must be preceded by ASKING.
     pub asking: bool,
 }
@@ -74,6 +74,10 @@ pub(super) struct Conn {
     pub answered: bool,
     /// When bytes last came in, or answers began to be owed, microseconds.
     pub progress_us: u64,
+    /// Operations that this server has acked.
+    pub acked: u64,
+    /// A large reply that is being passed over.
+    pub skim: Skim,
     stream: Option<TcpStream>,
     out: Vec<u8>,
     /// Of `out`, handed to the kernel.
@@ -96,6 +100,8 @@ impl Conn {
             queued: 0,
             answered: false,
             progress_us: 0,
+            acked: 0,
+            skim: Skim::new(),
             stream: None,
             out: Vec::new(),
             written: 0,
@@ -222,7 +228,6 @@ impl Conn {
 
     /// Keeps the beginning of a reply until the rest comes.
     pub fn hold(&mut self, rest: &[u8]) {
-        debug_assert!(rest.len() < LINE_BYTES_MAX, "the parser calls longer ones garbage");
         self.carry.extend_from_slice(rest);
     }
 
@@ -239,6 +244,7 @@ impl Conn {
         self.queued = 0;
         self.out.clear();
         self.carry.clear();
+        self.skim = Skim::new();
         owed
     }
 

@@ -1,7 +1,7 @@
-//! The life of one write: issued, routed, answered or not, and counted exactly once as
+//! The life of one operation: routed, answered or not, and counted exactly once as
 //! acked, failed or unknown.
 //!
-//! The rule for sending again: only after an answer that proves that the write was not
+//! The rule for sending again: only after an answer that proves that it was not
 //! executed, or when no byte of it was handed to the kernel.
 
 use std::cmp::Reverse;
@@ -9,23 +9,25 @@ use std::io;
 use std::net::SocketAddr;
 
 use mio::Token;
+use redmesh_api::workload::Verb;
 
 use super::conn::{Conn, Expect, Parked, Stage};
-use super::resp::{ErrorReply, Redirect, classify, kind};
+use super::issue::Work;
+use super::resp::{ErrorReply, Redirect, Shape, Skimmed, Value, classify, fits, kind};
 use super::routing::NODES_MAX;
 use super::thread::{LoadThread, NOBODY, Timer};
-use super::workload::{ASKING, Digits};
+use super::workload::{ASKING, Digits, encode_get};
 
-/// First wait before a write is sent again, microseconds; doubles each time.
+/// First wait before an operation is sent again, microseconds; doubles each time.
 const RETRY_MIN_US: u64 = 2_000;
 
 /// Longest such wait, microseconds.
 const RETRY_MAX_US: u64 = 500_000;
 
-/// Redirections of one write that are followed at once; then it waits like a retry.
+/// Redirections of one operation that are followed at once; then it waits like a retry.
 const REDIRECTS_MAX: u8 = 5;
 
-/// How a write ended.
+/// How an operation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
     Acked,
@@ -33,41 +35,71 @@ enum Fate {
     Unknown,
 }
 
-impl LoadThread {
-    /// Begins the worker's next write, if there is one to do.
-    #[inline]
-    pub fn issue_next(&mut self, index: u32) {
-        if !self.may_issue() {
-            return;
-        }
-        self.counts.issued += 1;
-        let worker = &mut self.workers[index as usize];
-        worker.since_us = self.now_us;
-        worker.attempts = 0;
-        worker.redirects = 0;
-        let digits = Digits::new(worker.n);
-        worker.slot = worker.prefix.slot(&digits);
-        self.route_digits(index, &digits);
-    }
+/// A reply that is neither `+OK` nor an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Answer<'a> {
+    shape: Shape,
+    /// Whether it says that there is no such key.
+    missed: bool,
+    /// The value, where it was kept.
+    value: Option<&'a [u8]>,
+}
 
-    /// Counts the write in hand and goes on to the next.
+impl<'a> From<Value<'a>> for Answer<'a> {
+    fn from(value: Value<'a>) -> Self {
+        let shape = value.shape();
+        match value {
+            Value::Int(_) => Self { shape, missed: false, value: None },
+            Value::Bulk(bytes) => Self { shape, missed: false, value: Some(bytes) },
+            Value::Null => Self { shape, missed: true, value: None },
+            // Of HGETALL nothing at all, of MGET nothing but nulls.
+            Value::Array { len, nulls } => Self { shape, missed: nulls == len, value: None },
+        }
+    }
+}
+
+impl From<Skimmed> for Answer<'_> {
+    fn from(skimmed: Skimmed) -> Self {
+        let nothing = skimmed.shape == Shape::Array && skimmed.nulls == skimmed.elements;
+        Self { shape: skimmed.shape, missed: skimmed.is_null || nothing, value: None }
+    }
+}
+
+impl LoadThread {
+    /// Counts the operation in hand; the lane is free.
     #[inline]
     fn finish(&mut self, index: u32, fate: Fate) {
-        let worker = &mut self.workers[index as usize];
-        worker.n += 1;
         match fate {
-            Fate::Acked => {
-                worker.acked += 1;
-                self.counts.acked += 1;
-                let service_us = self.now_us - worker.since_us;
-                self.recorder.record(service_us);
-                self.pace.acked(service_us);
-            }
+            Fate::Acked => self.count_ack(index),
             Fate::Failed => self.counts.failed += 1,
             Fate::Unknown => self.counts.unknown += 1,
         }
+        if fate != Fate::Acked {
+            self.note_exception(index, fate == Fate::Unknown);
+            if let Work::ReadBack(_, asked) = &mut self.work {
+                asked[index as usize] = None;
+            }
+        }
+        self.lanes[index as usize].ended += 1;
         self.last_answer_us = self.now_us;
         self.issue_next(index);
+    }
+
+    #[inline]
+    fn count_ack(&mut self, index: u32) {
+        let lane = &mut self.lanes[index as usize];
+        lane.acked += 1;
+        self.counts.acked += 1;
+        let service_us = self.now_us - lane.since_us;
+        self.pace.acked(service_us);
+        if self.now_us < self.issuing.warm_until_us {
+            self.counts.warm_acked += 1;
+            return;
+        }
+        self.recorder.record(service_us);
+        if let Some(intended) = &mut self.intended {
+            intended.record(self.now_us - lane.due_us);
+        }
     }
 
     fn fail(&mut self, index: u32, kind: &str, message: impl FnOnce() -> String) {
@@ -75,41 +107,42 @@ impl LoadThread {
         self.finish(index, Fate::Failed);
     }
 
-    /// Sends the write in hand to whoever serves its slot now.
-    fn route(&mut self, index: u32) {
-        let digits = Digits::new(self.workers[index as usize].n);
-        self.route_digits(index, &digits);
-    }
-
+    /// Sends the operation in hand to whoever serves its slot now.
     #[inline]
-    fn route_digits(&mut self, index: u32, digits: &Digits) {
-        let route = self.routes[usize::from(self.workers[index as usize].slot)];
+    pub fn route(&mut self, index: u32) {
+        let route = self.routes[usize::from(self.lanes[index as usize].slot)];
         if route == NOBODY {
             self.ask_refresh();
             return self.retry_later(index);
         }
-        self.send(route, Parked { worker: index, asking: false }, digits);
+        self.send(route, Parked { lane: index, asking: false });
     }
 
-    /// Queues a write on a connection, or parks it until that is open.
+    /// Queues an operation on a connection, or parks it until that is open.
     #[inline]
-    fn send(&mut self, target: u16, write: Parked, digits: &Digits) {
+    fn send(&mut self, target: u16, parked: Parked) {
         let conn = &mut self.conns[usize::from(target)];
         if conn.stage != Stage::Open {
-            conn.parked.push_back(write);
-            if conn.stage == Stage::Idle {
-                self.dial(target);
-            }
-            return;
+            conn.parked.push_back(parked);
+            return self.dial_if_idle(target);
         }
-        if write.asking {
+        if parked.asking {
             conn.push(Expect::Asking, self.now_us, |out| out.extend_from_slice(ASKING));
         }
-        let prefix = &self.workers[write.worker as usize].prefix;
-        conn.push(Expect::Set(write.worker), self.now_us, |out| prefix.encode_set(digits, out));
+        let lane = &self.lanes[parked.lane as usize];
+        conn.push(Expect::Lane(parked.lane), self.now_us, |out| match &self.work {
+            Work::Load(source) => source.encode(&lane.prefix, &lane.op, out),
+            Work::ReadBack(..) => encode_get(&lane.prefix, &Digits::new(lane.op.key), out),
+        });
+        self.mark_dirty(target);
+    }
+
+    #[inline]
+    pub fn mark_dirty(&mut self, index: u16) {
+        let conn = &mut self.conns[usize::from(index)];
         if !conn.dirty {
             conn.dirty = true;
-            self.dirty.push(target);
+            self.dirty.push(index);
         }
     }
 
@@ -119,14 +152,55 @@ impl LoadThread {
         let conn = &mut self.conns[usize::from(index)];
         conn.mark_answered();
         match conn.pop() {
-            Some(Expect::Set(worker)) => self.finish(worker, Fate::Acked),
+            Some(Expect::Lane(lane))
+                if matches!(self.lanes[lane as usize].op.verb, Verb::Set | Verb::Mset) =>
+            {
+                conn.acked += 1;
+                self.finish(lane, Fate::Acked);
+            }
             Some(Expect::Asking | Expect::Auth) => {}
+            Some(Expect::Lane(lane)) => return self.lose_step(index, lane, "+OK"),
             None => {
                 self.lose_garbage(index, b"+OK");
                 return false;
             }
         }
         true
+    }
+
+    /// A value; false when the connection is gone.
+    #[inline]
+    pub fn on_value(&mut self, index: u16, answer: Answer<'_>) -> bool {
+        let conn = &mut self.conns[usize::from(index)];
+        conn.mark_answered();
+        let server = conn.addr;
+        let Some(Expect::Lane(lane)) = conn.pop() else {
+            self.lose_garbage(index, b"a value");
+            return false;
+        };
+        if !fits(self.lanes[lane as usize].op.verb, answer.shape) {
+            return self.lose_step(index, lane, "a value");
+        }
+        self.conns[usize::from(index)].acked += 1;
+        self.counts.missed += u64::from(answer.missed);
+        if let Work::ReadBack(cursor, asked) = &mut self.work
+            && let Some(key) = asked[lane as usize].take()
+        {
+            asked[lane as usize] = cursor.take(&key, answer.value, server);
+        }
+        self.finish(lane, Fate::Acked);
+        true
+    }
+
+    /// The server answered a command with what can't be its answer: nothing that it has
+    /// said or will say on this connection is to be trusted.
+    #[cold]
+    fn lose_step(&mut self, index: u16, lane: u32, what: &str) -> bool {
+        let verb = self.lanes[lane as usize].op.verb.name();
+        self.lose_garbage(index, format!("{what} to {verb}").as_bytes());
+        // Taken off the connection already.
+        self.finish(lane, Fate::Unknown);
+        false
     }
 
     /// An error line; false when the connection is gone.
@@ -141,9 +215,9 @@ impl LoadThread {
             return false;
         }
         conn.mark_answered();
-        let worker = match conn.pop() {
-            Some(Expect::Set(worker)) => worker,
-            // The SET behind it gets an answer of its own.
+        let lane = match conn.pop() {
+            Some(Expect::Lane(lane)) => lane,
+            // The command behind it gets an answer of its own.
             Some(Expect::Asking) => return true,
             Some(Expect::Auth) => {
                 self.shared.note("auth", || format!("{sender}: {}", String::from_utf8_lossy(line)));
@@ -155,57 +229,56 @@ impl LoadThread {
             }
         };
         match reply {
-            ErrorReply::Moved(to) => self.on_moved(worker, to, sender),
-            ErrorReply::Ask(to) => self.on_ask(worker, to, sender),
+            ErrorReply::Moved(to) => self.on_moved(lane, to, sender),
+            ErrorReply::Ask(to) => self.on_ask(lane, to, sender),
             ErrorReply::Retry => {
                 self.counts.retried += 1;
                 self.ask_refresh();
-                self.retry_later(worker);
+                self.retry_later(lane);
             }
             ErrorReply::Rejected | ErrorReply::Fatal => {
-                self.fail(worker, kind(line), || format!("{sender}: {}", String::from_utf8_lossy(line)));
+                self.fail(lane, kind(line), || format!("{sender}: {}", String::from_utf8_lossy(line)));
             }
         }
         true
     }
 
-    fn on_moved(&mut self, worker: u32, to: Redirect<'_>, sender: SocketAddr) {
+    fn on_moved(&mut self, lane: u32, to: Redirect<'_>, sender: SocketAddr) {
         self.counts.moved += 1;
         self.ask_refresh();
         if let Some(target) = to.addr(sender).and_then(|addr| self.conn_for(addr)) {
             self.routes[usize::from(to.slot)] = target;
-            if self.redirect_now(worker) {
-                return self.route(worker);
+            if self.redirect_now(lane) {
+                return self.route(lane);
             }
         }
-        self.retry_later(worker);
+        self.retry_later(lane);
     }
 
-    fn on_ask(&mut self, worker: u32, to: Redirect<'_>, sender: SocketAddr) {
+    fn on_ask(&mut self, lane: u32, to: Redirect<'_>, sender: SocketAddr) {
         self.counts.asked += 1;
         if let Some(target) = to.addr(sender).and_then(|addr| self.conn_for(addr))
-            && self.redirect_now(worker)
+            && self.redirect_now(lane)
         {
-            let digits = Digits::new(self.workers[worker as usize].n);
-            return self.send(target, Parked { worker, asking: true }, &digits);
+            return self.send(target, Parked { lane, asking: true });
         }
         self.ask_refresh();
-        self.retry_later(worker);
+        self.retry_later(lane);
     }
 
     /// Whether this redirection may be followed without a wait.
-    fn redirect_now(&mut self, worker: u32) -> bool {
-        let worker = &mut self.workers[worker as usize];
-        worker.redirects = worker.redirects.saturating_add(1);
-        worker.redirects <= REDIRECTS_MAX
+    fn redirect_now(&mut self, index: u32) -> bool {
+        let lane = &mut self.lanes[index as usize];
+        lane.redirects = lane.redirects.saturating_add(1);
+        lane.redirects <= REDIRECTS_MAX
     }
 
-    /// Sends the write in hand again after a while, as long as its deadline allows.
+    /// Sends the operation in hand again after a while, as long as its deadline allows.
     fn retry_later(&mut self, index: u32) {
-        let worker = &mut self.workers[index as usize];
-        let wait_us = (RETRY_MIN_US << worker.attempts.min(16)).min(RETRY_MAX_US);
-        worker.attempts = worker.attempts.saturating_add(1);
-        let deadline_us = worker.since_us + self.limits.write_deadline;
+        let lane = &mut self.lanes[index as usize];
+        let wait_us = (RETRY_MIN_US << lane.attempts.min(16)).min(RETRY_MAX_US);
+        lane.attempts = lane.attempts.saturating_add(1);
+        let deadline_us = lane.since_us + self.limits.write_deadline;
         // Never before now: a zero wait must not spin within one turn.
         let at_us = (self.now_us + wait_us).min(deadline_us.max(self.now_us + RETRY_MIN_US));
         self.timers.push(Reverse((at_us, Timer::Retry(index))));
@@ -213,11 +286,12 @@ impl LoadThread {
 
     /// A retry's time has come.
     pub fn retry_now(&mut self, index: u32) {
-        let worker = &mut self.workers[index as usize];
-        worker.redirects = 0;
-        if self.now_us >= worker.since_us + self.limits.write_deadline {
-            let slot = worker.slot;
-            return self.fail(index, "deadline", || format!("no server took a write to slot {slot} in time"));
+        let lane = &mut self.lanes[index as usize];
+        lane.redirects = 0;
+        if self.now_us >= lane.since_us + self.limits.write_deadline {
+            let slot = lane.slot;
+            return self
+                .fail(index, "deadline", || format!("no server took a command to slot {slot} in time"));
         }
         self.route(index);
     }
@@ -234,6 +308,13 @@ impl LoadThread {
         self.conns.push(Conn::new(addr));
         self.by_addr.insert(addr, index);
         Some(index)
+    }
+
+    /// Opens the connection unless that has been begun or has to wait.
+    pub fn dial_if_idle(&mut self, index: u16) {
+        if self.conns[usize::from(index)].stage == Stage::Idle {
+            self.dial(index);
+        }
     }
 
     fn dial(&mut self, index: u16) {
@@ -272,10 +353,10 @@ impl LoadThread {
         if let Some(auth) = &self.auth {
             let conn = &mut self.conns[usize::from(index)];
             conn.push(Expect::Auth, self.now_us, |out| out.extend_from_slice(auth));
+            self.mark_dirty(index);
         }
-        for write in std::mem::take(&mut self.conns[usize::from(index)].parked) {
-            let digits = Digits::new(self.workers[write.worker as usize].n);
-            self.send(index, write, &digits);
+        for parked in std::mem::take(&mut self.conns[usize::from(index)].parked) {
+            self.send(index, parked);
         }
     }
 
@@ -303,7 +384,7 @@ impl LoadThread {
         let mut owed = self.conns[usize::from(index)].sever();
         owed.iter_mut().for_each(|(_, sent)| *sent = false);
         self.counts.retried +=
-            owed.iter().filter(|(expect, _)| matches!(expect, Expect::Set(_))).count() as u64;
+            owed.iter().filter(|(expect, _)| matches!(expect, Expect::Lane(_))).count() as u64;
         self.settle(index, owed);
     }
 
@@ -313,25 +394,25 @@ impl LoadThread {
         let parked = std::mem::take(&mut self.conns[usize::from(index)].parked);
         for (expect, sent) in owed {
             match expect {
-                Expect::Set(worker) if sent => self.finish(worker, Fate::Unknown),
-                Expect::Set(worker) => self.route(worker),
+                Expect::Lane(lane) if sent => self.finish(lane, Fate::Unknown),
+                Expect::Lane(lane) => self.route(lane),
                 Expect::Asking | Expect::Auth => {}
             }
         }
-        for write in parked {
+        for waiting in parked {
             // Whether the slot is still being migrated here only its owner can tell.
-            self.route(write.worker);
+            self.route(waiting.lane);
         }
     }
 
     /// What waits for connections that are not open is sent by the newest map.
     pub fn reroute_parked(&mut self) {
         for index in 0..self.conns.len() {
-            for write in std::mem::take(&mut self.conns[index].parked) {
-                if write.asking {
-                    self.conns[index].parked.push_back(write);
+            for parked in std::mem::take(&mut self.conns[index].parked) {
+                if parked.asking {
+                    self.conns[index].parked.push_back(parked);
                 } else {
-                    self.route(write.worker);
+                    self.route(parked.lane);
                 }
             }
         }
@@ -361,29 +442,33 @@ impl LoadThread {
             return;
         }
         let addr = conn.addr;
-        for write in std::mem::take(&mut conn.parked) {
-            let since_us = self.workers[write.worker as usize].since_us;
+        for parked in std::mem::take(&mut conn.parked) {
+            let since_us = self.lanes[parked.lane as usize].since_us;
             if self.now_us >= since_us + self.limits.write_deadline {
-                self.fail(write.worker, "unreachable", || format!("{addr}: not reachable in time"));
+                self.fail(parked.lane, "unreachable", || format!("{addr}: not reachable in time"));
             } else {
-                self.conns[usize::from(index)].parked.push_back(write);
+                self.conns[usize::from(index)].parked.push_back(parked);
             }
         }
     }
 
     /// Closes the account now: what may have been sent is unknown, the rest failed.
     pub fn give_up(&mut self) {
-        let mut unknown = 0;
+        let mut unknown: Vec<u32> = Vec::new();
         for conn in &mut self.conns {
-            let owed = conn.sever();
-            unknown +=
-                owed.iter().filter(|(expect, sent)| *sent && matches!(expect, Expect::Set(_))).count() as u64;
+            let sent = conn.sever().into_iter().filter_map(|(expect, sent)| match expect {
+                Expect::Lane(lane) if sent => Some(lane),
+                _ => None,
+            });
+            unknown.extend(sent);
             conn.parked.clear();
         }
+        self.timers.clear();
+        unknown.iter().for_each(|lane| self.note_exception(*lane, true));
+        let unknown = unknown.len() as u64;
         let failed = self.counts.in_flight() - unknown;
         self.counts.unknown += unknown;
         self.counts.failed += failed;
-        self.timers.clear();
-        self.shared.note("given up", || format!("{unknown} writes without an answer, {failed} not sent"));
+        self.shared.note("given up", || format!("{unknown} operations without an answer, {failed} not sent"));
     }
 }

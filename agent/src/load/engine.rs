@@ -1,20 +1,24 @@
 //! Starts a share's threads and hands out what is needed to watch and end them.
 
+use std::io;
 use std::ops::Deref;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
 
-use mio::{Poll, Waker};
-use redmesh_api::limits::WORKERS_MAX;
+use mio::unix::SourceFd;
+use mio::{Interest, Poll, Waker};
+use redmesh_api::limits::{PIPELINE_MAX, WORKERS_MAX};
+use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
 use tokio::sync::{mpsc, watch};
 
 use super::ledger::Ledger;
 use super::routing::SlotMap;
 use super::shared::{Command, Figures, ShareView, Shared};
-use super::thread::{LoadThread, Setup, WAKE};
+use super::thread::{DUE, LoadThread, Setup, WAKE};
 use super::{Limits, LoadError, ShareSpec, ShareUntil, THREADS_MAX, quota};
 use crate::stats::recorder::Recorder;
 
@@ -48,7 +52,7 @@ impl Engine {
         check(&spec)?;
         let writes = match spec.until {
             ShareUntil::Writes(writes) => writes,
-            ShareUntil::Seconds(_) => 0,
+            ShareUntil::Seconds(_) | ShareUntil::Exhausted => 0,
         };
         let parts = quota::split(spec.workers, writes, spec.threads);
         let thread_error = |what| move |source| LoadError::Thread { what, source };
@@ -58,19 +62,22 @@ impl Engine {
         for _ in &parts {
             let poll = Poll::new().map_err(thread_error("epoll_create"))?;
             wakers.push(Waker::new(poll.registry(), WAKE).map_err(thread_error("eventfd"))?);
-            polls.push(poll);
+            let timer = spec.rate.map(|_| due_timer(&poll)).transpose();
+            polls.push((poll, timer.map_err(thread_error("timerfd"))?));
         }
-        let (recorders, figures): (Vec<_>, Vec<_>) = parts
-            .iter()
-            .map(|_| {
-                let (recorder, view) = Recorder::new();
-                (recorder, Figures::new(view))
-            })
-            .unzip();
-        let shared = Arc::new(Shared::new(figures, wakers));
+        let mut recorders = Vec::with_capacity(parts.len());
+        let mut figures = Vec::with_capacity(parts.len());
+        for part in &parts {
+            let (recorder, view) = Recorder::new();
+            let (intended, intended_view) = spec.rate.map(|_| Recorder::new()).unzip();
+            recorders.push((recorder, intended));
+            let lanes = part.workers as usize * usize::from(spec.pipeline);
+            figures.push(Figures::new(view, intended_view, lanes));
+        }
+        let shared = Arc::new(Shared::new(spec.clone(), figures, wakers));
         // Last of what can fail before threads run: a file without a share would be
         // recovered as one.
-        let ledger = Ledger::create(&ledger, spec.run, spec.host, spec.epoch, parts.len())
+        let ledger = Ledger::create(&ledger, spec.run, spec.host, spec.share, spec.epoch, parts.len())
             .map_err(|source| LoadError::Ledger { run: spec.run, source })?;
 
         let base = Instant::now();
@@ -79,13 +86,17 @@ impl Engine {
             threads: Vec::with_capacity(parts.len()),
         };
         let resources = polls.into_iter().zip(recorders).zip(ledger.slots());
-        for (index, (part, ((poll, recorder), ledger))) in parts.into_iter().zip(resources).enumerate() {
+        for (index, (part, (((poll, timer), (recorder, intended)), ledger))) in
+            parts.into_iter().zip(resources).enumerate()
+        {
             let setup = Setup {
                 spec: spec.clone(),
                 part,
                 index,
                 poll,
+                timer,
                 recorder,
+                intended,
                 ledger,
                 slots: slots.clone(),
                 refresh: refresh.clone(),
@@ -109,12 +120,20 @@ impl Engine {
     }
 }
 
+/// A timer that ends a poll of `poll`.
+fn due_timer(poll: &Poll) -> io::Result<OwnedFd> {
+    let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
+    poll.registry().register(&mut SourceFd(&timer.as_raw_fd()), DUE, Interest::READABLE)?;
+    Ok(timer)
+}
+
 fn check(spec: &ShareSpec) -> Result<(), LoadError> {
     let bounded = |what, got: u64, min, max| {
         if (min..=max).contains(&got) { Ok(()) } else { Err(LoadError::OutOfBounds { what, got, min, max }) }
     };
     bounded("threads of a share", spec.threads as u64, 1, THREADS_MAX as u64)?;
     bounded("workers of a share", u64::from(spec.workers), 0, u64::from(WORKERS_MAX))?;
+    bounded("outstanding operations of a worker", spec.pipeline.into(), 1, PIPELINE_MAX.into())?;
     let last = u64::from(spec.first_worker) + u64::from(spec.workers);
     bounded("last worker of a share", last, 0, u64::from(u32::MAX))?;
     match spec.until {

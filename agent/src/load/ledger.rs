@@ -35,7 +35,7 @@ const RECORD_BYTES: usize = 128;
 const CHECKSUM_AT: usize = RECORD_BYTES - 8;
 
 const MAGIC: [u8; 8] = *b"RMLEDGER";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 static CHECKSUM: Crc<u64> = Crc::<u64>::new(&CRC_64_XZ);
 
@@ -70,6 +70,8 @@ pub struct Recovered {
     pub run: RunId,
     /// Whose share.
     pub host: HostId,
+    /// Which share of the run.
+    pub share: u16,
     /// Of which life of its agent.
     pub epoch: u32,
     /// Sum of all threads, closed: what was issued and not accounted for is unknown.
@@ -102,6 +104,7 @@ impl Ledger {
         path: &Path,
         run: RunId,
         host: HostId,
+        share: u16,
         epoch: u32,
         threads: usize,
     ) -> Result<Self, LedgerError> {
@@ -115,6 +118,7 @@ impl Ledger {
         header[16..32].copy_from_slice(run.0.as_bytes());
         header[32..36].copy_from_slice(&host.0.to_le_bytes());
         header[36..40].copy_from_slice(&epoch.to_le_bytes());
+        header[40..42].copy_from_slice(&share.to_le_bytes());
         bytes.chunks_exact_mut(RECORD_BYTES).for_each(seal);
         file.write_all_at(&bytes, 0).map_err(error("write"))?;
         Ok(Self { file: Arc::new(file), path: path.into(), threads })
@@ -148,15 +152,33 @@ impl LedgerSlot {
 }
 
 /// Counts in a slot.
-const WORDS: usize = 9;
+pub(super) const WORDS: usize = 12;
 
-fn to_words(c: &Counts) -> [u64; WORDS] {
-    [c.issued, c.acked, c.failed, c.unknown, c.moved, c.asked, c.retried, c.cpu_us, c.active_us]
+/// Counts in the order of a slot: `issued` first.
+pub(super) fn to_words(c: &Counts) -> [u64; WORDS] {
+    let Counts { issued, acked, failed, unknown, moved, asked, retried, cpu_us, active_us, .. } = *c;
+    let Counts { missed, warm_acked, warm_us, .. } = *c;
+    [issued, acked, failed, unknown, moved, asked, retried, cpu_us, active_us, missed, warm_acked, warm_us]
 }
 
-fn from_words(w: [u64; WORDS]) -> Counts {
-    let [issued, acked, failed, unknown, moved, asked, retried, cpu_us, active_us] = w;
-    Counts { issued, acked, failed, unknown, moved, asked, retried, cpu_us, active_us }
+/// The other way round.
+pub(super) fn from_words(words: [u64; WORDS]) -> Counts {
+    let [issued, acked, failed, unknown, moved, asked, retried, cpu_us, active_us, more @ ..] = words;
+    let [missed, warm_acked, warm_us] = more;
+    Counts {
+        issued,
+        acked,
+        failed,
+        unknown,
+        moved,
+        asked,
+        retried,
+        cpu_us,
+        active_us,
+        missed,
+        warm_acked,
+        warm_us,
+    }
 }
 
 fn seal(record: &mut [u8]) {
@@ -207,6 +229,7 @@ pub fn recover(path: &Path) -> Result<Recovered, LedgerError> {
     let mut recovered = Recovered {
         run,
         host: HostId(half(header, 32)),
+        share: half(header, 40) as u16,
         epoch: half(header, 36),
         counts: Counts::default(),
         closed: true,
@@ -271,7 +294,7 @@ mod tests {
 
     fn ledger(dir: &Path) -> (PathBuf, Ledger) {
         let path = super::super::ledger_path(dir, 4);
-        let ledger = Ledger::create(&path, RunId(Uuid::from_u128(9)), HostId(3), 4, 2).expect("creates");
+        let ledger = Ledger::create(&path, RunId(Uuid::from_u128(9)), HostId(3), 6, 4, 2).expect("creates");
         (path, ledger)
     }
 
@@ -286,7 +309,10 @@ mod tests {
         slots[0].write(&counts(100, 90), false).expect("writes");
         slots[1].write(&counts(50, 50), true).expect("writes");
         let seen = recover(&path).expect("reads");
-        assert_eq!((seen.run, seen.host, seen.epoch), (RunId(Uuid::from_u128(9)), HostId(3), 4));
+        assert_eq!(
+            (seen.run, seen.host, seen.share, seen.epoch),
+            (RunId(Uuid::from_u128(9)), HostId(3), 6, 4)
+        );
         assert_eq!((seen.counts.issued, seen.counts.acked, seen.counts.unknown), (150, 140, 10));
         assert_eq!((seen.counts.moved, seen.counts.cpu_us, seen.counts.active_us), (6, 10, 7));
         assert!(!seen.closed);
@@ -301,7 +327,7 @@ mod tests {
     fn an_epoch_has_one_account() {
         let dir = tempfile::tempdir().expect("a directory");
         let (path, _ledger) = ledger(dir.path());
-        let again = Ledger::create(&path, RunId(Uuid::from_u128(9)), HostId(3), 4, 2);
+        let again = Ledger::create(&path, RunId(Uuid::from_u128(9)), HostId(3), 6, 4, 2);
         assert!(matches!(again, Err(LedgerError::Io { op: "create", .. })));
         assert!(list(&dir.path().join("absent")).expect("lists").is_empty());
     }

@@ -1,5 +1,5 @@
-//! The load engine: closed-loop workers that write into a Redis Cluster and account
-//! for every write exactly.
+//! The load engine: workers that issue a workload's operations to a Redis Cluster, in a
+//! closed loop or by a schedule, and account for every one exactly.
 //!
 //! A plain synchronous loop over `mio` on a thread of its own; one connection per
 //! (thread, primary), shared by all workers of the thread, so that independent workers
@@ -12,30 +12,37 @@
 //! supervised or a cluster is formed: it gets a [`routing::SlotMap`] and asks for a
 //! newer one when servers contradict it.
 //!
-//! Every write ends as exactly one of acked, failed (proven not executed) or unknown;
+//! Every operation ends as exactly one of acked, failed (proven not executed) or unknown;
 //! [`ledger`] keeps that account in a file that survives `kill -9` of the agent.
 
 mod conn;
 mod dispatch;
 mod engine;
 pub mod ledger;
+mod issue;
 mod pace;
 pub mod quota;
+mod read_back;
 pub mod resp;
 pub mod routing;
+mod schedule;
 mod shared;
 mod thread;
+mod written;
 pub mod workload;
 
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use redmesh_api::ids::{HostId, RunId};
+use redmesh_api::workload::Workload;
 
 pub use engine::{Engine, ShareHandle};
 pub use shared::ShareView;
+pub use written::{EXCEPTIONS_MAX, Exception, Written};
 
 /// A write that was never executed is given up this long after its first try, seconds.
 pub const WRITE_DEADLINE: Duration = Duration::from_secs(30);
@@ -52,19 +59,33 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Load threads of one share.
 pub const THREADS_MAX: usize = 256;
 
-/// One host's part of a run, in one epoch (life of the agent).
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// One share of a run, in one epoch (life of the agent).
+#[derive(Debug, Clone)]
 pub struct ShareSpec {
     /// Of which run.
     pub run: RunId,
     /// Whose share.
     pub host: HostId,
+    /// Its index in the run.
+    pub share: u16,
     /// Which life of the host's agent.
     pub epoch: u32,
     /// Index of the first worker among all workers of the run.
     pub first_worker: u32,
-    /// Closed loops.
+    /// Workers.
     pub workers: u32,
+    /// Operations that each has outstanding.
+    pub pipeline: u16,
+    /// What they do.
+    pub task: Task,
+    /// Open loop: operations a second. `None` is a closed loop.
+    pub rate: Option<f64>,
+    /// The load grows to its whole over so long.
+    pub ramp: Duration,
+    /// What is answered in the first so long is kept out of latencies and rate.
+    pub warm_up: Duration,
+    /// Nothing is issued before; connections are opened as soon as servers are known.
+    pub begin: Instant,
     /// When it is over.
     pub until: ShareUntil,
     /// Load threads to spread the workers over; more only when one core is full, since
@@ -72,6 +93,27 @@ pub struct ShareSpec {
     pub threads: usize,
     /// What connections say before anything else, if the servers want it.
     pub password: Option<Password>,
+}
+
+/// What a share's workers do.
+#[derive(Debug, Clone)]
+pub enum Task {
+    /// A workload's operations.
+    Load(Arc<Workload>),
+    /// Reading back what earlier epochs of this host have written; ends by itself.
+    ReadBack(Arc<ReadBackTask>),
+}
+
+/// What is read back, and how much of it.
+#[derive(Debug)]
+pub struct ReadBackTask {
+    /// One per epoch.
+    pub written: Vec<Written>,
+    /// About so many of each 1,000,000 keys; 1,000,000 is all.
+    pub per_million: u32,
+    /// Acked writes that the epochs' ledgers have and the files of written keys don't:
+    /// those of a killed agent's last second.
+    pub acked_beyond: u64,
 }
 
 /// A password of the servers' default user; never shown.
@@ -104,6 +146,8 @@ pub enum ShareUntil {
     Writes(u64),
     /// Writes are issued for so many seconds after the first.
     Seconds(u32),
+    /// Until the task ends by itself.
+    Exhausted,
 }
 
 /// Why a share could not be started.

@@ -8,10 +8,17 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use std::net::SocketAddr;
+
 use hdrhistogram::Histogram;
 use mio::Waker;
-use redmesh_api::run::{Counts, ErrorCount};
+use redmesh_api::run::{Counts, ErrorCount, Findings};
+use redmesh_api::workload::Keys;
 
+use super::ledger::{WORDS, from_words, to_words};
+use super::read_back;
+use super::written::{EXCEPTIONS_MAX, Exception, Written};
+use super::{ShareSpec, Task};
 use crate::stats::{RecorderView, empty_histogram};
 
 /// Kinds of errors kept apart; further kinds are counted together.
@@ -36,34 +43,53 @@ pub(super) enum Command {
 #[derive(Debug)]
 #[repr(align(128))]
 pub(super) struct Figures {
-    counts: [AtomicU64; 9],
-    spread: [AtomicU64; 2],
+    counts: [AtomicU64; WORDS],
+    survey: Mutex<Survey>,
     closed: AtomicBool,
     recorder: RecorderView,
+    intended: Option<RecorderView>,
+}
+
+/// What a thread's lanes and connections stand at, taken now and then and at the end.
+#[derive(Debug, Default)]
+pub(super) struct Survey {
+    /// Fewest and most acked operations of any one worker.
+    pub worker_acked: (u64, u64),
+    /// Operations that each lane has ended.
+    pub ended: Vec<u64>,
+    pub exceptions: Vec<Exception>,
+    pub exceptions_cut: bool,
+    pub acked_by: Vec<(SocketAddr, u64)>,
+    pub behind: u64,
+    pub findings: Option<Findings>,
+    pub beyond: u64,
 }
 
 impl Figures {
-    pub fn new(recorder: RecorderView) -> Self {
+    pub fn new(recorder: RecorderView, intended: Option<RecorderView>, lanes: usize) -> Self {
         Self {
             counts: Default::default(),
-            spread: Default::default(),
+            survey: Mutex::new(Survey { ended: vec![0; lanes], ..Survey::default() }),
             closed: AtomicBool::new(false),
             recorder,
+            intended,
         }
     }
 
     /// Stores all counts; `issued` first, so that no reader sees more answers than writes.
     pub fn publish(&self, c: &Counts) {
-        let values =
-            [c.issued, c.acked, c.failed, c.unknown, c.moved, c.asked, c.retried, c.cpu_us, c.active_us];
-        for (cell, value) in self.counts.iter().zip(values) {
+        for (cell, value) in self.counts.iter().zip(to_words(c)) {
             cell.store(value, Ordering::Release);
         }
     }
 
-    pub fn publish_spread(&self, min: u64, max: u64) {
-        self.spread[0].store(min, Ordering::Relaxed);
-        self.spread[1].store(max, Ordering::Relaxed);
+    /// Readers hold it for the time of a copy, so the thread waits that long at most.
+    pub fn publish_survey(&self, survey: Survey) {
+        *self.survey() = survey;
+    }
+
+    fn survey(&self) -> MutexGuard<'_, Survey> {
+        self.survey.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn close(&self) {
@@ -72,12 +98,11 @@ impl Figures {
 
     fn counts(&self) -> Counts {
         // In the reverse order of publish.
-        let mut values = [0; 9];
+        let mut values = [0; WORDS];
         for (value, cell) in values.iter_mut().zip(&self.counts).rev() {
             *value = cell.load(Ordering::Acquire);
         }
-        let [issued, acked, failed, unknown, moved, asked, retried, cpu_us, active_us] = values;
-        Counts { issued, acked, failed, unknown, moved, asked, retried, cpu_us, active_us }
+        from_words(values)
     }
 
     /// Closes the account of a thread that died: what was published is at least what
@@ -93,6 +118,7 @@ impl Figures {
 /// Shared by a share's threads and its views.
 #[derive(Debug)]
 pub(super) struct Shared {
+    pub spec: ShareSpec,
     pub figures: Vec<Figures>,
     pub wakers: Vec<Waker>,
     command: AtomicU8,
@@ -100,8 +126,8 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub fn new(figures: Vec<Figures>, wakers: Vec<Waker>) -> Self {
-        Self { figures, wakers, command: AtomicU8::new(Command::Run as u8), errors: Mutex::default() }
+    pub fn new(spec: ShareSpec, figures: Vec<Figures>, wakers: Vec<Waker>) -> Self {
+        Self { spec, figures, wakers, command: AtomicU8::new(Command::Run as u8), errors: Mutex::default() }
     }
 
     /// What the threads are asked to do; it only ever gets stricter.
@@ -181,13 +207,80 @@ impl ShareView {
         sum
     }
 
-    /// Fewest and most acked writes of any one worker, as of some 100 ms ago; exact
-    /// once closed.
+    /// Fewest and most acked operations of any one worker, as of half a second ago; exact
+    /// once closed, like all that follows.
     pub fn worker_spread(&self) -> (u64, u64) {
-        let each = |index: usize| {
-            self.shared.figures.iter().map(move |thread| thread.spread[index].load(Ordering::Relaxed))
+        let each = || self.shared.figures.iter().map(|thread| thread.survey().worker_acked);
+        (each().map(|(min, _)| min).min().unwrap_or(0), each().map(|(_, max)| max).max().unwrap_or(0))
+    }
+
+    /// Open loop: times from the intended begin in microseconds; `None` in a closed loop.
+    pub fn intended(&self) -> Option<Histogram<u64>> {
+        let mut sum = empty_histogram();
+        self.shared.figures.iter().try_for_each(|thread| {
+            thread.intended.as_ref()?.add_to(&mut sum);
+            Some(())
+        })?;
+        Some(sum)
+    }
+
+    /// Open loop: operations whose time has come and that have not begun.
+    pub fn behind(&self) -> u64 {
+        self.shared.figures.iter().map(|thread| thread.survey().behind).sum()
+    }
+
+    /// Acked operations by server.
+    pub fn acked_by(&self) -> Vec<(SocketAddr, u64)> {
+        let mut sum = BTreeMap::new();
+        for thread in &self.shared.figures {
+            for (addr, acked) in &thread.survey().acked_by {
+                *sum.entry(*addr).or_default() += acked;
+            }
+        }
+        sum.into_iter().collect()
+    }
+
+    /// Which keys were written; `None` of a task whose keys are not counted.
+    pub fn written(&self) -> Option<Written> {
+        let spec = &self.shared.spec;
+        let Task::Load(workload) = &spec.task else { return None };
+        let Keys::Counter { wrap } = workload.keys else { return None };
+        let mut written = Written {
+            run: spec.run,
+            host: spec.host,
+            epoch: spec.epoch,
+            first_worker: spec.first_worker,
+            pipeline: spec.pipeline,
+            wrap,
+            ended: Vec::new(),
+            exceptions: Vec::new(),
+            exceptions_cut: false,
+            // Before the threads are looked at: what they show then is final.
+            closed: self.closed(),
         };
-        (each(0).min().unwrap_or(0), each(1).max().unwrap_or(0))
+        for thread in &self.shared.figures {
+            let survey = thread.survey();
+            let first = written.ended.len() as u32;
+            written.ended.extend(&survey.ended);
+            let exceptions = survey.exceptions.iter();
+            written.exceptions.extend(exceptions.map(|e| Exception { lane: first + e.lane, ..*e }));
+            written.exceptions_cut |= survey.exceptions_cut;
+        }
+        written.exceptions_cut |= written.exceptions.len() > EXCEPTIONS_MAX;
+        written.exceptions.truncate(EXCEPTIONS_MAX);
+        Some(written)
+    }
+
+    /// What a read-back has found so far; `None` of any other task.
+    pub fn findings(&self) -> Option<Findings> {
+        let Task::ReadBack(task) = &self.shared.spec.task else { return None };
+        let surveys = self.shared.figures.iter().map(Figures::survey);
+        Some(read_back::sum(task, surveys.filter_map(|s| Some((s.findings.clone()?, s.beyond)))))
+    }
+
+    /// Load threads.
+    pub fn threads(&self) -> u16 {
+        u16::try_from(self.shared.figures.len()).unwrap_or(u16::MAX)
     }
 
     /// What went wrong so far, by kind.
@@ -212,11 +305,13 @@ impl ShareView {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::load::ShareUntil;
+    use crate::load::tests::spec;
     use crate::stats::recorder::Recorder;
 
     fn view(threads: usize) -> ShareView {
-        let figures = (0..threads).map(|_| Figures::new(Recorder::new().1)).collect();
-        ShareView { shared: Arc::new(Shared::new(figures, Vec::new())) }
+        let figures = (0..threads).map(|_| Figures::new(Recorder::new().1, None, 1)).collect();
+        ShareView { shared: Arc::new(Shared::new(spec(1, ShareUntil::Exhausted), figures, Vec::new())) }
     }
 
     #[test]

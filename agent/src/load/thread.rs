@@ -2,8 +2,8 @@
 //! from them, put the account on file, and only then flush, once per connection.
 //!
 //! The order within a turn is what the ledger rests on: nothing is handed to the
-//! kernel that the file does not know. What becomes of a single write is in
-//! `dispatch`, on the same struct.
+//! kernel that the file does not know. Who begins an operation and when is in `issue`,
+//! what becomes of it in `dispatch`, on the same struct.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -15,22 +15,30 @@ use std::time::{Duration, Instant};
 use mio::{Events, Poll, Token};
 use redmesh_api::level::SLOTS;
 use redmesh_api::run::Counts;
-use rustix::time::{ClockId, clock_gettime};
+use redmesh_api::workload::VALUE_BYTES_MAX;
+use rustix::fd::OwnedFd;
+use rustix::time::{ClockId, Itimerspec, TimerfdTimerFlags, Timespec, clock_gettime, timerfd_settime};
 use tokio::sync::{mpsc, watch};
 
 use super::conn::{Conn, Dial, Stage};
+use super::issue::{Issuing, Work};
 use super::ledger::LedgerSlot;
 use super::pace::Pace;
 use super::quota::Part;
+use super::read_back::Cursor;
 use super::resp::{LINE_BYTES_MAX, Parsed, parse};
 use super::routing::SlotMap;
-use super::shared::{Command, Shared};
-use super::workload::{KeyPrefix, worker_uuid};
-use super::{Limits, Password, ShareSpec, ShareUntil};
+use super::shared::{Command, Shared, Survey};
+use super::workload::{KeyPrefix, Op, Source, worker_uuid};
+use super::written::{EXCEPTIONS_MAX, Exception};
+use super::{Limits, Password, ShareSpec, Task};
 use crate::stats::recorder::Recorder;
 
 /// The waker's token; connections use their indexes.
 pub(super) const WAKE: Token = Token(usize::MAX);
+
+/// Token of the timer that wakes an open loop more precisely than a poll's timeout does.
+pub(super) const DUE: Token = Token(usize::MAX - 1);
 
 /// Bytes read at once. One buffer per thread: a connection keeps only an unfinished line.
 const SCRATCH_BYTES: usize = 64 * 1024;
@@ -41,22 +49,32 @@ const EVENTS_MAX: usize = 1024;
 /// Interval of everything that need not be looked at in each turn, microseconds.
 const TICK_US: u64 = 100_000;
 
+/// Ticks between two looks at every lane.
+const TICKS_PER_SURVEY: u32 = 5;
+
+/// Shortest sleep of an open loop: what is due within it is begun in one batch.
+const SLEEP_MIN: Duration = Duration::from_micros(50);
+
 /// Least interval between two requests for a newer slot map, microseconds.
 const REFRESH_EVERY_US: u64 = 100_000;
 
 /// Stands for "no server" in the routing table.
 pub(super) const NOBODY: u16 = u16::MAX;
 
-/// One closed loop. What its write waits for is told by who holds its index: a
-/// connection (owed or parked) or the timers.
+/// One outstanding operation of one worker. What it waits for is told by who holds its
+/// index: a connection (owed or parked), the timers, or the list of idle ones.
 #[derive(Debug)]
-pub(super) struct Worker {
+pub(super) struct Lane {
     pub prefix: KeyPrefix,
-    /// Number of the write in hand.
-    pub n: u64,
-    /// When that write was issued, microseconds.
-    pub since_us: u64,
+    /// The operation in hand.
+    pub op: Op,
+    /// Operations that have ended.
+    pub ended: u64,
     pub acked: u64,
+    /// When the one in hand was issued, microseconds.
+    pub since_us: u64,
+    /// When it was due, microseconds; in a closed loop when it was issued.
+    pub due_us: u64,
     pub slot: u16,
     /// Answers in a row that asked to try again.
     pub attempts: u8,
@@ -67,8 +85,10 @@ pub(super) struct Worker {
 /// What happens at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Timer {
-    /// Send the worker's write again.
+    /// Send the lane's command again.
     Retry(u32),
+    /// Let the lane begin: the load grows.
+    Begin(u32),
     /// Dial the connection again.
     Dial(u16),
 }
@@ -79,7 +99,11 @@ pub(super) struct Setup {
     pub part: Part,
     pub index: usize,
     pub poll: Poll,
+    /// Wakes an open loop.
+    pub timer: Option<OwnedFd>,
     pub recorder: Recorder,
+    /// Times from the due time on, in an open loop.
+    pub intended: Option<Recorder>,
     pub ledger: LedgerSlot,
     pub slots: watch::Receiver<Arc<SlotMap>>,
     pub refresh: mpsc::Sender<()>,
@@ -108,7 +132,15 @@ enum Phase {
 }
 
 pub(super) struct LoadThread {
-    pub workers: Vec<Worker>,
+    pub lanes: Vec<Lane>,
+    /// Lanes of one worker.
+    pub pipeline: u32,
+    pub work: Work,
+    pub issuing: Issuing,
+    /// The task has nothing more to begin by itself.
+    pub exhausted: bool,
+    pub exceptions: Vec<Exception>,
+    pub exceptions_cut: bool,
     pub conns: Vec<Conn>,
     pub by_addr: HashMap<SocketAddr, u16>,
     /// Slot to connection.
@@ -117,6 +149,7 @@ pub(super) struct LoadThread {
     pub counts: Counts,
     pub now_us: u64,
     pub recorder: Recorder,
+    pub intended: Option<Recorder>,
     pub shared: Arc<Shared>,
     pub limits: LimitsUs,
     /// Connections with bytes to flush.
@@ -127,11 +160,9 @@ pub(super) struct LoadThread {
     pub pace: Pace,
     /// When the last answer came, microseconds.
     pub last_answer_us: u64,
-    first_issue_us: Option<u64>,
     phase: Phase,
-    /// Writes that may be issued in all.
-    quota: u64,
-    issue_for_us: Option<u64>,
+    begin_us: u64,
+    timer: Option<OwnedFd>,
     flushing: Vec<u16>,
     index: usize,
     ledger: LedgerSlot,
@@ -141,35 +172,62 @@ pub(super) struct LoadThread {
     refresh: mpsc::Sender<()>,
     refreshed_us: Option<u64>,
     tick_us: u64,
+    ticks: u32,
     scratch: Vec<u8>,
+    /// Size of `scratch`, which is away while it is read from.
+    scratch_bytes: usize,
     base: Instant,
 }
 
-fn us(duration: Duration) -> u64 {
+pub(super) fn us(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 impl LoadThread {
     pub fn new(setup: Setup) -> Self {
-        let Setup { spec, part, index, poll, recorder, ledger, slots, refresh, shared, limits, base } = setup;
+        let Setup {
+            spec, part, index, poll, timer, recorder, intended, ledger, slots, refresh, shared, ..
+        } = setup;
+        let Setup { limits, base, .. } = setup;
         let first = spec.first_worker + part.first_worker;
-        let workers = (first..first + part.workers)
-            .map(|worker| Worker {
-                prefix: KeyPrefix::new(worker_uuid(spec.run, spec.host, spec.epoch, worker)),
-                n: 0,
-                since_us: 0,
-                acked: 0,
-                slot: 0,
-                attempts: 0,
-                redirects: 0,
-            })
+        let lane = |prefix: KeyPrefix| Lane {
+            prefix,
+            op: Op::default(),
+            ended: 0,
+            acked: 0,
+            since_us: 0,
+            due_us: 0,
+            slot: 0,
+            attempts: 0,
+            redirects: 0,
+        };
+        let lanes: Vec<Lane> = (first..first + part.workers)
+            .map(|worker| KeyPrefix::new(worker_uuid(spec.run, spec.host, spec.epoch, worker)))
+            .flat_map(|prefix| std::iter::repeat_n(prefix, usize::from(spec.pipeline)))
+            .map(lane)
             .collect();
-        let (quota, issue_for_us) = match spec.until {
-            ShareUntil::Writes(_) => (part.writes, None),
-            ShareUntil::Seconds(seconds) => (u64::MAX, Some(u64::from(seconds) * 1_000_000)),
+        let part_rate = spec.rate.map(|rate| rate * f64::from(part.workers) / f64::from(spec.workers.max(1)));
+        let (work, scratch_bytes) = match &spec.task {
+            Task::Load(workload) => {
+                let stream = u64::from(spec.share) << 32 | u64::from(spec.epoch) << 16 | index as u64;
+                (Work::Load(Source::new(workload, stream)), SCRATCH_BYTES)
+            }
+            // Values are compared, so a whole one must fit.
+            Task::ReadBack(task) => {
+                let cursor = Cursor::new(task.clone(), index, shared.figures.len());
+                let asked = vec![None; lanes.len()];
+                (Work::ReadBack(cursor, asked), SCRATCH_BYTES + VALUE_BYTES_MAX as usize)
+            }
         };
         Self {
-            workers,
+            pace: Pace::new(lanes.len()),
+            lanes,
+            pipeline: spec.pipeline.into(),
+            work,
+            issuing: Issuing::new(&spec, part.writes, part_rate),
+            exhausted: false,
+            exceptions: Vec::new(),
+            exceptions_cut: false,
             conns: Vec::new(),
             by_addr: HashMap::new(),
             routes: vec![NOBODY; usize::from(SLOTS)].into(),
@@ -177,6 +235,7 @@ impl LoadThread {
             counts: Counts::default(),
             now_us: us(base.elapsed()),
             recorder,
+            intended,
             shared,
             limits: LimitsUs {
                 write_deadline: us(limits.write_deadline),
@@ -186,13 +245,11 @@ impl LoadThread {
             },
             dirty: Vec::new(),
             poll,
-            pace: Pace::new(part.workers as usize),
             auth: spec.password.as_ref().map(Password::command),
             last_answer_us: 0,
-            first_issue_us: None,
             phase: Phase::Waiting,
-            quota,
-            issue_for_us,
+            begin_us: us(spec.begin.saturating_duration_since(base)),
+            timer,
             flushing: Vec::new(),
             index,
             ledger,
@@ -202,7 +259,9 @@ impl LoadThread {
             refresh,
             refreshed_us: None,
             tick_us: 0,
-            scratch: vec![0; SCRATCH_BYTES],
+            ticks: 0,
+            scratch: vec![0; scratch_bytes],
+            scratch_bytes,
             base,
         }
     }
@@ -223,6 +282,7 @@ impl LoadThread {
                     break;
                 }
             }
+            self.keep_schedule();
             self.account();
             self.flush();
             self.rest();
@@ -237,7 +297,7 @@ impl LoadThread {
             }
             self.now_us = self.clock();
             for event in &events {
-                if event.token() != WAKE {
+                if event.token() != WAKE && event.token() != DUE {
                     let closed = event.is_read_closed() || event.is_error();
                     self.on_event(event.token().0 as u16, closed);
                 }
@@ -257,7 +317,7 @@ impl LoadThread {
     /// Whether a worker that has finished a write may begin another.
     #[inline]
     pub fn may_issue(&self) -> bool {
-        self.phase == Phase::Issuing && self.counts.issued < self.quota
+        self.phase == Phase::Issuing && self.counts.issued < self.issuing.quota
     }
 
     /// Asks for a newer slot map, not too often and without waiting.
@@ -271,20 +331,17 @@ impl LoadThread {
     }
 
     fn change_phase(&mut self) {
-        if self.phase == Phase::Waiting && self.routes.iter().any(|route| *route != NOBODY) {
+        let ready = || self.routes.iter().any(|route| *route != NOBODY);
+        if self.phase == Phase::Waiting && self.now_us >= self.begin_us && ready() {
             self.phase = Phase::Issuing;
-            self.first_issue_us = Some(self.now_us);
             if self.shared.command() == Command::Run {
-                for worker in 0..self.workers.len() as u32 {
-                    self.issue_next(worker);
-                }
+                self.begin();
             }
         }
-        let spent = self.counts.issued >= self.quota || self.workers.is_empty();
-        let late = match (self.first_issue_us, self.issue_for_us) {
-            (Some(first), Some(span)) => self.now_us >= first + span,
-            _ => false,
-        };
+        // An answer may still bring another key to read.
+        let exhausted = self.exhausted && self.counts.in_flight() == 0;
+        let spent = self.counts.issued >= self.issuing.quota || exhausted || self.lanes.is_empty();
+        let late = self.issuing.end_us().is_some_and(|end| self.now_us >= end);
         let over = spent || late || self.ledger_failed || self.shared.command() != Command::Run;
         if over && !matches!(self.phase, Phase::Draining(_)) {
             self.phase = Phase::Draining(self.now_us + self.limits.drain_max);
@@ -293,9 +350,7 @@ impl LoadThread {
 
     /// Puts the account on file and shows it to readers, if it has changed.
     fn account(&mut self) {
-        if let Some(first) = self.first_issue_us {
-            self.counts.active_us = self.last_answer_us.saturating_sub(first);
-        }
+        (self.counts.active_us, self.counts.warm_us) = self.issuing.active_us(self.last_answer_us);
         if self.counts == self.on_file {
             return;
         }
@@ -347,7 +402,7 @@ impl LoadThread {
         }
     }
 
-    fn poll_timeout(&self) -> Duration {
+    fn poll_timeout(&mut self) -> Duration {
         if !self.dirty.is_empty() {
             return Duration::ZERO;
         }
@@ -355,12 +410,30 @@ impl LoadThread {
         if let Some(Reverse((at_us, _))) = self.timers.peek() {
             next_us = next_us.min(*at_us);
         }
-        if let (Some(first), Some(span), Phase::Issuing) =
-            (self.first_issue_us, self.issue_for_us, self.phase)
-        {
-            next_us = next_us.min(first + span);
+        match self.phase {
+            Phase::Waiting => next_us = next_us.min(self.begin_us.max(self.now_us + TICK_US / 100)),
+            Phase::Issuing => next_us = self.issuing.end_us().map_or(next_us, |end| next_us.min(end)),
+            Phase::Draining(_) => {}
         }
-        Duration::from_micros(next_us.saturating_sub(self.now_us))
+        let timeout = Duration::from_micros(next_us.saturating_sub(self.now_us));
+        match self.next_due() {
+            Some(due) if due < timeout => self.wake_in(due.max(SLEEP_MIN), timeout),
+            _ => timeout,
+        }
+    }
+
+    /// Has the poll end after `due`, and returns the timeout to poll with: a poll's own
+    /// is in whole milliseconds.
+    fn wake_in(&self, due: Duration, timeout: Duration) -> Duration {
+        let value = Itimerspec {
+            it_interval: Timespec::default(),
+            it_value: Timespec { tv_sec: due.as_secs() as i64, tv_nsec: due.subsec_nanos().into() },
+        };
+        let set = self.timer.as_ref().map(|timer| timerfd_settime(timer, TimerfdTimerFlags::empty(), &value));
+        match set {
+            Some(Ok(_)) => timeout,
+            _ => due,
+        }
     }
 
     fn on_event(&mut self, index: u16, closed: bool) {
@@ -411,10 +484,30 @@ impl LoadThread {
     fn on_bytes(&mut self, index: u16, bytes: &[u8]) -> bool {
         let mut at = 0;
         loop {
+            let conn = &mut self.conns[usize::from(index)];
+            if !conn.skim.is_idle() {
+                match conn.skim.feed(&bytes[at..]) {
+                    Ok((_, None)) => return true,
+                    Ok((used, Some(skimmed))) => {
+                        at += used;
+                        if !self.on_value(index, skimmed.into()) {
+                            return false;
+                        }
+                        continue;
+                    }
+                    Err(_) => {
+                        self.lose_garbage(index, &bytes[at..bytes.len().min(at + LINE_BYTES_MAX)]);
+                        return false;
+                    }
+                }
+            }
             match parse(&bytes[at..]) {
-                Parsed::Incomplete => {
-                    self.conns[usize::from(index)].hold(&bytes[at..]);
-                    return true;
+                Parsed::Incomplete => return self.hold(index, &bytes[at..]),
+                Parsed::Value(value, used) => {
+                    at += used;
+                    if !self.on_value(index, value.into()) {
+                        return false;
+                    }
                 }
                 Parsed::Ok(used) => {
                     at += used;
@@ -436,6 +529,28 @@ impl LoadThread {
         }
     }
 
+    /// Keeps the beginning of a reply, or passes over it if it is a value that nobody
+    /// looks at; false when the connection is gone.
+    fn hold(&mut self, index: u16, rest: &[u8]) -> bool {
+        let conn = &mut self.conns[usize::from(index)];
+        let value = matches!(rest.first(), Some(b'$' | b'*'));
+        match &self.work {
+            Work::Load(_) if value => {
+                if conn.skim.feed(rest).is_err() {
+                    self.lose_garbage(index, &rest[..rest.len().min(LINE_BYTES_MAX)]);
+                    return false;
+                }
+            }
+            // One more byte has to fit behind it.
+            _ if rest.len() < self.scratch_bytes => conn.hold(rest),
+            _ => {
+                self.lose_garbage(index, &rest[..LINE_BYTES_MAX]);
+                return false;
+            }
+        }
+        true
+    }
+
     fn run_timers(&mut self) {
         while let Some(Reverse((at_us, timer))) = self.timers.peek().copied() {
             if at_us > self.now_us {
@@ -443,7 +558,8 @@ impl LoadThread {
             }
             self.timers.pop();
             match timer {
-                Timer::Retry(worker) => self.retry_now(worker),
+                Timer::Retry(lane) => self.retry_now(lane),
+                Timer::Begin(lane) => self.issue(lane, self.now_us),
                 Timer::Dial(index) => self.dial_again(index),
             }
         }
@@ -453,14 +569,44 @@ impl LoadThread {
         self.tick_us = self.now_us + TICK_US;
         self.counts.cpu_us = thread_cpu_us();
         self.recorder.publish();
-        self.publish_spread();
+        self.intended.iter_mut().for_each(Recorder::publish);
+        if self.ticks.is_multiple_of(TICKS_PER_SURVEY) {
+            self.survey();
+        }
+        self.ticks += 1;
         self.enforce_timeouts();
     }
 
-    fn publish_spread(&self) {
-        let acked = || self.workers.iter().map(|worker| worker.acked);
-        let (min, max) = (acked().min().unwrap_or(0), acked().max().unwrap_or(0));
-        self.shared.figures[self.index].publish_spread(min, max);
+    /// Shows readers what stands at the lanes and connections.
+    fn survey(&self) {
+        let workers = self.lanes.chunks(self.pipeline as usize);
+        let acked = workers.map(|lanes| lanes.iter().map(|lane| lane.acked).sum::<u64>());
+        let (min, max) = acked.fold((u64::MAX, 0), |(min, max), n| (n.min(min), n.max(max)));
+        let (findings, beyond) = match &self.work {
+            Work::Load(_) => (None, 0),
+            Work::ReadBack(cursor, _) => (Some(cursor.findings.clone()), cursor.beyond),
+        };
+        let acked_by = self.conns.iter().filter(|conn| conn.acked > 0).map(|conn| (conn.addr, conn.acked));
+        self.shared.figures[self.index].publish_survey(Survey {
+            worker_acked: (min.min(max), max),
+            ended: self.lanes.iter().map(|lane| lane.ended).collect(),
+            exceptions: self.exceptions.clone(),
+            exceptions_cut: self.exceptions_cut,
+            acked_by: acked_by.collect(),
+            behind: self.issuing.behind(self.now_us),
+            findings,
+            beyond,
+        });
+    }
+
+    /// Notes an operation that did not end as acked.
+    pub fn note_exception(&mut self, lane: u32, unknown: bool) {
+        if self.exceptions.len() >= EXCEPTIONS_MAX {
+            self.exceptions_cut = true;
+            return;
+        }
+        let index = self.lanes[lane as usize].ended;
+        self.exceptions.push(Exception { lane, index, unknown });
     }
 
     /// Follows a newer slot map.
@@ -471,6 +617,10 @@ impl LoadThread {
         }
         let map = self.slots.borrow_and_update().clone();
         let conns: Vec<_> = map.nodes().iter().map(|addr| self.conn_for(*addr).unwrap_or(NOBODY)).collect();
+        // So that nobody waits for a handshake once it begins.
+        if self.phase == Phase::Waiting {
+            conns.iter().filter(|conn| **conn != NOBODY).for_each(|conn| self.dial_if_idle(*conn));
+        }
         for (route, node) in self.routes.iter_mut().zip(map.node_indexes()) {
             *route = node.map_or(NOBODY, |node| conns[usize::from(node)]);
         }
@@ -479,13 +629,12 @@ impl LoadThread {
 
     fn close(mut self) {
         self.counts.cpu_us = thread_cpu_us();
-        if let Some(first) = self.first_issue_us {
-            self.counts.active_us = self.last_answer_us.saturating_sub(first);
-        }
+        (self.counts.active_us, self.counts.warm_us) = self.issuing.active_us(self.last_answer_us);
         let c = self.counts;
         debug_assert_eq!(c.issued, c.acked + c.failed + c.unknown, "the account of a closed share is closed");
         self.recorder.finish();
-        self.publish_spread();
+        self.intended.iter_mut().for_each(Recorder::finish);
+        self.survey();
         if let Err(e) = self.ledger.write(&c, true)
             && !self.ledger_failed
         {

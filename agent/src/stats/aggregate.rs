@@ -1,4 +1,4 @@
-//! The mesh's sum: tallies of every (host, epoch), each seen any number of times, in
+//! The mesh's sum: tallies of every (host, share, epoch), each seen any number of times, in
 //! any order, from any source.
 //!
 //! A tally only grows, so two sightings merge by the larger of each count, and the
@@ -10,12 +10,15 @@ use std::collections::BTreeMap;
 use redmesh_api::ids::HostId;
 use redmesh_api::run::{Counts, Tally};
 
-/// Merges sightings by (host, epoch).
-pub fn merge(tallies: impl IntoIterator<Item = Tally>) -> BTreeMap<(HostId, u32), Tally> {
-    let mut merged: BTreeMap<(HostId, u32), Tally> = BTreeMap::new();
+/// Whose life a tally is of: host, share and epoch.
+pub type Life = (HostId, u16, u32);
+
+/// Merges sightings by (host, share, epoch).
+pub fn merge(tallies: impl IntoIterator<Item = Tally>) -> BTreeMap<Life, Tally> {
+    let mut merged: BTreeMap<Life, Tally> = BTreeMap::new();
     for tally in tallies {
         merged
-            .entry((tally.host, tally.epoch))
+            .entry((tally.host, tally.share, tally.epoch))
             .and_modify(|known| {
                 known.counts = known.counts.max(tally.counts);
                 known.closed |= tally.closed;
@@ -25,9 +28,18 @@ pub fn merge(tallies: impl IntoIterator<Item = Tally>) -> BTreeMap<(HostId, u32)
     merged
 }
 
-/// The sum over merged tallies; `active_us` is the longest of any.
+/// The sum over merged tallies. A host's lives on one share came one after another, so
+/// their times (`active_us`, `warm_us`) add up; shares are borne at once, so of theirs
+/// the longest counts.
 pub fn total<'a>(tallies: impl IntoIterator<Item = &'a Tally>) -> Counts {
-    tallies.into_iter().fold(Counts::default(), |sum, tally| sum.plus(tally.counts))
+    let mut shares: BTreeMap<(HostId, u16), Counts> = BTreeMap::new();
+    for tally in tallies {
+        let share = shares.entry((tally.host, tally.share)).or_default();
+        let active_us = share.active_us.saturating_add(tally.counts.active_us);
+        let warm_us = share.warm_us.saturating_add(tally.counts.warm_us);
+        *share = Counts { active_us, warm_us, ..share.plus(tally.counts) };
+    }
+    shares.into_values().fold(Counts::default(), Counts::plus)
 }
 
 #[cfg(test)]
@@ -37,9 +49,10 @@ mod tests {
     use super::*;
 
     fn tally() -> impl Strategy<Value = Tally> {
-        (0u32..4, 0u32..3, any::<bool>(), 0u64..1000, 0u64..1000, 0u64..50).prop_map(
-            |(host, epoch, closed, issued, acked, unknown)| Tally {
+        (0u32..4, 0u16..2, 0u32..3, any::<bool>(), 0u64..1000, 0u64..1000, 0u64..50).prop_map(
+            |(host, share, epoch, closed, issued, acked, unknown)| Tally {
                 host: HostId(host),
+                share,
                 epoch,
                 closed,
                 counts: Counts { issued, acked, unknown, active_us: issued * 3, ..Counts::default() },
@@ -69,16 +82,25 @@ mod tests {
         }
     }
 
+    fn life(host: u32, share: u16, epoch: u32, acked: u64) -> Tally {
+        let counts =
+            Counts { issued: acked, acked, active_us: 10 * acked, warm_us: acked, ..Counts::default() };
+        Tally { host: HostId(host), share, epoch, closed: true, counts }
+    }
+
     #[test]
-    fn total_adds_epochs_of_one_host() {
-        let one = |epoch, acked| Tally {
-            host: HostId(1),
-            epoch,
-            closed: true,
-            counts: Counts { issued: acked, acked, active_us: acked, ..Counts::default() },
-        };
-        let merged = merge([one(0, 10), one(1, 5), one(0, 7)]);
+    fn lives_on_one_share_add_up_their_times_and_shares_overlap() {
+        let merged = merge([life(1, 0, 0, 10), life(1, 0, 1, 5), life(1, 0, 0, 7), life(2, 1, 0, 12)]);
         let sum = total(merged.values());
-        assert_eq!((sum.issued, sum.acked, sum.active_us), (15, 15, 10));
+        assert_eq!((sum.issued, sum.acked, sum.active_us, sum.warm_us), (27, 27, 150, 15));
+        let longer = total(&[life(1, 0, 0, 10), life(1, 2, 1, 40)]);
+        assert_eq!((longer.acked, longer.active_us), (50, 400), "a host's two shares are borne at once");
+    }
+
+    #[test]
+    fn shares_of_one_host_are_told_apart() {
+        let merged = merge([life(1, 0, 0, 3), life(1, 4, 0, 2)]);
+        assert_eq!(merged.len(), 2);
+        assert_eq!(total(merged.values()).acked, 5);
     }
 }

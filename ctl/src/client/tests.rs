@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use redmesh_api::codec::Direction;
 use redmesh_api::control::{RefusalKind, RunRef};
-use redmesh_api::run::{RunSpec, RunUntil, UUID_COUNTER};
+use redmesh_api::run::{RunSpec, RunUntil};
+use redmesh_api::workload::Workload;
 use tokio::task::JoinHandle;
 
 use super::*;
@@ -101,8 +102,7 @@ async fn a_lost_connection_is_made_again_but_a_run_is_never_started_twice() {
     let client = Client::connect(agent.addr, &mesh.identity("o"), DEADLINE).await.unwrap();
     assert_eq!(client.request(&ControlRequest::RunList).await.unwrap(), ControlReply::Runs(vec![]));
     assert_eq!(agent.asked.load(Ordering::SeqCst), 2);
-    let spec =
-        RunSpec { workload: UUID_COUNTER.into(), workers: 1, load_hosts: None, until: RunUntil::Writes(1) };
+    let spec = RunSpec::closed_loop(Workload::uuid_counter(), 1, RunUntil::Writes(1));
     let error = client.request(&ControlRequest::RunStart(spec)).await.unwrap_err();
     assert!(matches!(&error, ClientError::Lost { reason, .. } if reason == "agent is stopping"), "{error}");
     assert_eq!(agent.asked.load(Ordering::SeqCst), 3);

@@ -28,7 +28,8 @@ use clap::{ArgGroup, Args, Subcommand};
 use redmesh_api::control::{MemberState, Members, RunRef};
 use redmesh_api::level::ClusterSpec;
 use redmesh_api::limits::WORKERS_MAX;
-use redmesh_api::run::{RunSpec, RunUntil, UUID_COUNTER};
+use redmesh_api::run::{RunSpec, RunUntil};
+use redmesh_api::workload::Workload;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use self::agents::Agents;
@@ -245,10 +246,8 @@ async fn steps(
         None => RunUntil::Seconds(options.seconds.unwrap_or(SECONDS_DEFAULT)),
     };
     let spec = RunSpec {
-        workload: UUID_COUNTER.to_owned(),
-        workers: options.workers,
         load_hosts: options.load_hosts,
-        until,
+        ..RunSpec::closed_loop(Workload::uuid_counter(), options.workers, until)
     };
     let run = session.run_start(spec).await?;
     let this = RunRef::Prefix(run.id.0.to_string());

@@ -1,10 +1,15 @@
-//! What a run's hosts kept beside its counts, put together: writes over time, start
-//! skew, spreads, errors. Pure; the report shows it.
+//! What a run's hosts kept beside its counts, put together: operations over time, start
+//! skew, spreads, errors, findings. Pure; the report shows it.
 
-use redmesh_api::control::RunDetail;
-use redmesh_api::run::{RunResult, ShareDetail};
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+
+use redmesh_api::control::{RunDetail, RunView};
+use redmesh_api::run::{Findings, RunResult, ShareDetail};
 use serde::Serialize;
 
+use super::report::text::at_servers;
+use super::report::{AtServer, Noun};
 use crate::units::{short, thousands};
 
 /// Columns of the timeline's picture.
@@ -13,29 +18,108 @@ const PICTURE_COLUMNS: usize = 60;
 /// Bars of the picture, lowest first.
 const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
+/// Keys that a report of a read-back names.
+const EXAMPLES_MAX: usize = 10;
+
 /// Detail of a run, for JSON and text.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct DetailFigures {
     /// Between the first host's start and the last one's, by their own clocks.
     pub start_skew_ms: u64,
-    /// Writes over time, all hosts together.
+    /// Operations over time, all hosts together.
     pub timeline: Timeline,
-    /// Writes acked by the slowest and the fastest worker.
+    /// Operations acked to the slowest and the fastest worker.
     pub worker_writes: Option<Spread>,
-    /// Executed SETs of the least and the most loaded primary.
+    /// Executed operations of the least and the most loaded primary.
     pub instance_writes: Option<Spread>,
+    /// Acked writes by the server that acked them.
+    pub acked_by: Vec<AtServer>,
+    /// Open loop: operations whose time had come and that were never begun.
+    pub behind: Option<u64>,
+    /// How much of the time load threads were busy, percent; `None` unless every host
+    /// has told how many it had.
+    pub client_busy_percent: Option<f64>,
+    /// What a read-back has found.
+    pub findings: Option<FindingsFigures>,
     /// Errors by kind, all hosts together.
     pub errors: Vec<ErrorFigures>,
     /// What could not be had, in words.
     pub missing: Vec<String>,
 }
 
-/// Acked writes per interval.
+/// What was found of the keys that were read back, on all hosts.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct FindingsFigures {
+    /// Acked writes whose key holds what was written.
+    pub right: u64,
+    /// Acked writes whose key holds something else.
+    pub wrong: u64,
+    /// Acked writes whose key is not there.
+    pub lost: u64,
+    /// Writes of unknown fate that have arrived.
+    pub arrived: u64,
+    /// Writes of unknown fate that have not.
+    pub not_arrived: u64,
+    /// Lost ones by the server that should hold them.
+    pub lost_at: Vec<AtServer>,
+    /// A few keys that are lost or wrong.
+    pub examples: Vec<String>,
+}
+
+impl FindingsFigures {
+    /// All hosts' findings as one; `None` if nobody has any.
+    fn merge(shares: &[ShareDetail]) -> Option<Self> {
+        let findings: Vec<&Findings> = shares.iter().filter_map(|share| share.findings.as_ref()).collect();
+        if findings.is_empty() {
+            return None;
+        }
+        let sum = |of: fn(&Findings) -> u64| findings.iter().map(|found| of(found)).sum();
+        let examples = findings.iter().flat_map(|found| found.examples.iter().cloned());
+        Some(Self {
+            right: sum(|found| found.right),
+            wrong: sum(|found| found.wrong),
+            lost: sum(|found| found.lost),
+            arrived: sum(|found| found.arrived),
+            not_arrived: sum(|found| found.not_arrived),
+            lost_at: by_server(findings.iter().flat_map(|found| &found.lost_at)),
+            examples: examples.take(EXAMPLES_MAX).collect(),
+        })
+    }
+
+    fn lines(&self) -> Vec<(&'static str, String)> {
+        let acked = self.right + self.wrong + self.lost;
+        let [acked, right, wrong, lost] = [acked, self.right, self.wrong, self.lost].map(thousands);
+        let mut lines =
+            vec![("read back", format!("{acked} acked = {right} right + {wrong} wrong + {lost} lost"))];
+        if self.arrived + self.not_arrived > 0 {
+            let [arrived, not] = [self.arrived, self.not_arrived].map(thousands);
+            lines.push(("", format!("of unknown fate: {arrived} have arrived, {not} have not")));
+        }
+        if !self.lost_at.is_empty() {
+            lines.push(("", format!("lost at {}", at_servers(&self.lost_at))));
+        }
+        if !self.examples.is_empty() {
+            lines.push(("", format!("lost or wrong, for example: {}", self.examples.join(", "))));
+        }
+        lines
+    }
+}
+
+/// Counts of the same server together, in the order of addresses.
+fn by_server<'a>(counts: impl Iterator<Item = &'a (SocketAddr, u64)>) -> Vec<AtServer> {
+    let mut sums: BTreeMap<SocketAddr, u64> = BTreeMap::new();
+    for (server, count) in counts {
+        *sums.entry(*server).or_default() += count;
+    }
+    sums.iter().map(|(server, writes)| AtServer { server: *server, writes: *writes }).collect()
+}
+
+/// Acked operations per interval.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Timeline {
     /// Seconds that one entry stands for.
     pub resolution_s: u32,
-    /// Acked writes in each interval.
+    /// Acked operations in each interval.
     pub acked: Vec<u64>,
 }
 
@@ -83,14 +167,15 @@ impl Timeline {
         Self { resolution_s, acked }
     }
 
-    /// Writes per second of each interval but the first and the last, which are cut by
-    /// the run's own begin and end.
-    pub fn whole_rates(&self) -> Vec<f64> {
-        let inner = self.acked.get(1..self.acked.len().saturating_sub(1)).unwrap_or_default();
+    /// Operations per second of each interval after warm-up but the first and the last,
+    /// which are cut by the run's own begin and end.
+    pub fn whole_rates(&self, warm_up_s: u32) -> Vec<f64> {
+        let first = 1 + warm_up_s.div_ceil(self.resolution_s.max(1)) as usize;
+        let inner = self.acked.get(first..self.acked.len().saturating_sub(1)).unwrap_or_default();
         inner.iter().map(|writes| *writes as f64 / f64::from(self.resolution_s)).collect()
     }
 
-    fn picture(&self) -> Option<String> {
+    fn picture(&self, noun: Noun) -> Option<String> {
         if self.acked.len() < 2 {
             return None;
         }
@@ -106,7 +191,7 @@ impl Timeline {
             .map(|rate| BARS[((rate / most.max(1.0)) * (BARS.len() - 1) as f64).round() as usize])
             .collect();
         let span_s = per_column as u64 * u64::from(self.resolution_s);
-        Some(format!("{bars}  {span_s} s a column, at most {} writes/s", short(most)))
+        Some(format!("{bars}  {span_s} s a column, at most {} {}/s", short(most), noun.many))
     }
 }
 
@@ -117,7 +202,7 @@ impl DetailFigures {
     /// All that the hosts kept, as one.
     pub fn of(detail: &RunDetail) -> Self {
         let shares = &detail.details;
-        let starts = || shares.iter().filter(|share| share.epoch == 0).map(|share| share.started_unix_ms);
+        let starts = || first_starts(&detail.view, shares);
         let skew = starts().max().zip(starts().min()).map_or(0, |(last, first)| last - first);
         let spread = |min: Option<u64>, max: Option<u64>| Some(Spread { min: min?, max: max? });
         Self {
@@ -133,19 +218,23 @@ impl DetailFigures {
                 .result
                 .as_ref()
                 .and_then(|result| instance_spread(detail, result)),
+            acked_by: by_server(shares.iter().flat_map(|share| &share.acked_by)),
+            behind: detail.view.run.spec.rate.map(|_| shares.iter().map(|share| share.behind).sum()),
+            client_busy_percent: busy_percent(&detail.view, shares),
+            findings: FindingsFigures::merge(shares),
             errors: errors(shares),
             missing: detail.missing.clone(),
         }
     }
 
     /// Lines of the report, each under its heading.
-    pub fn lines(&self) -> Vec<(&'static str, String)> {
-        let mut lines = Vec::new();
-        if let Some(picture) = self.timeline.picture() {
+    pub fn lines(&self, noun: Noun) -> Vec<(&'static str, String)> {
+        let mut lines = self.findings.as_ref().map(FindingsFigures::lines).unwrap_or_default();
+        if let Some(picture) = self.timeline.picture(noun) {
             lines.push(("timeline", picture));
         }
         let spread =
-            |spread: &Spread| format!("{} to {} writes", thousands(spread.min), thousands(spread.max));
+            |spread: &Spread| format!("{} to {} {}", thousands(spread.min), thousands(spread.max), noun.many);
         let mut spreads = Vec::new();
         if let Some(workers) = &self.worker_writes {
             spreads.push(format!("workers {}", spread(workers)));
@@ -164,6 +253,34 @@ impl DetailFigures {
     }
 }
 
+/// When hosts with a part in it from the beginning began, Unix milliseconds by their own
+/// clocks. Rests and shares given later began when they did.
+fn first_starts<'a>(view: &RunView, shares: &'a [ShareDetail]) -> impl Iterator<Item = u64> + 'a {
+    let mut workers = 0_u32;
+    let from_the_beginning = view.run.shares.iter().take_while(|share| {
+        let begins = workers < view.run.spec.workers && share.rest_of.is_none();
+        workers = workers.saturating_add(share.workers);
+        begins
+    });
+    let hosts: std::collections::HashSet<_> = from_the_beginning.map(|share| share.host).collect();
+    let first = move |share: &&ShareDetail| share.epoch == 0 && hosts.contains(&share.host);
+    shares.iter().filter(first).map(|share| share.started_unix_ms)
+}
+
+/// CPU time of load threads against the time that they had.
+fn busy_percent(view: &RunView, shares: &[ShareDetail]) -> Option<f64> {
+    let threads: HashMap<_, _> =
+        shares.iter().map(|share| ((share.host, share.epoch), share.threads)).collect();
+    let tallies = view.run.result.as_ref().map_or(&view.tallies, |result| &result.tallies);
+    let (mut cpu_us, mut had_us) = (0.0, 0.0);
+    for tally in tallies.iter().filter(|tally| tally.counts.active_us > 0) {
+        let threads = threads.get(&(tally.host, tally.epoch)).filter(|threads| **threads > 0)?;
+        cpu_us += tally.counts.cpu_us as f64;
+        had_us += tally.counts.active_us as f64 * f64::from(*threads);
+    }
+    (had_us > 0.0).then(|| (cpu_us / had_us * 100.0).min(100.0))
+}
+
 fn errors(shares: &[ShareDetail]) -> Vec<ErrorFigures> {
     let mut merged: Vec<ErrorFigures> = Vec::new();
     for error in shares.iter().flat_map(|share| &share.errors) {
@@ -179,7 +296,7 @@ fn errors(shares: &[ShareDetail]) -> Vec<ErrorFigures> {
     merged
 }
 
-/// How unevenly the primaries were loaded, by their own `cmdstat_set`.
+/// How unevenly the primaries were loaded, by their own calls of load commands.
 fn instance_spread(detail: &RunDetail, result: &RunResult) -> Option<Spread> {
     let before = &detail.view.run.before;
     let grown = || {
@@ -187,7 +304,7 @@ fn instance_spread(detail: &RunDetail, result: &RunResult) -> Option<Spread> {
             let earlier = before.iter().find(|before| {
                 (before.host, before.port) == (after.host, after.port) && before.run_id == after.run_id
             });
-            after.set_calls - earlier.map_or(0, |before| before.set_calls).min(after.set_calls)
+            after.calls - earlier.map_or(0, |before| before.calls).min(after.calls)
         })
     };
     Some(Spread { min: grown().min()?, max: grown().max()? })
@@ -196,7 +313,7 @@ fn instance_spread(detail: &RunDetail, result: &RunResult) -> Option<Spread> {
 #[cfg(test)]
 pub mod tests {
     use redmesh_api::ids::HostId;
-    use redmesh_api::run::ErrorCount;
+    use redmesh_api::run::{ErrorCount, Share};
 
     use super::*;
     use crate::run::report::tests::done;
@@ -212,6 +329,11 @@ pub mod tests {
             worker_acked_max: 10 * u64::from(host),
             errors: vec![ErrorCount { kind: "OOM".to_owned(), count: 2, first: "OOM command".to_owned() }],
             histogram: Vec::new(),
+            intended: Vec::new(),
+            behind: 5,
+            threads: 2,
+            acked_by: Vec::new(),
+            findings: None,
         }
     }
 
@@ -235,8 +357,10 @@ pub mod tests {
         assert_eq!(figures.start_skew_ms, 40);
         assert_eq!(figures.worker_writes, Some(Spread { min: 1, max: 20 }));
         assert_eq!((figures.errors.len(), figures.errors[0].count), (1, 4));
-        assert_eq!(figures.timeline.whole_rates(), [6.0, 7.0]);
-        let lines = figures.lines();
+        assert_eq!(figures.timeline.whole_rates(0), [6.0, 7.0]);
+        assert_eq!(figures.timeline.whole_rates(1), [7.0]);
+        assert!(figures.timeline.whole_rates(100).is_empty());
+        let lines = figures.lines(Noun::WRITES);
         let words: Vec<_> = lines.iter().map(|(heading, text)| format!("{heading}: {text}")).collect();
         assert_eq!(
             words,
@@ -247,5 +371,37 @@ pub mod tests {
                 "missing: host-3"
             ]
         );
+    }
+
+    #[test]
+    fn what_begins_later_is_no_skew() {
+        let mut view = done();
+        let rest = Share { host: HostId(3), rest_of: Some(1), ..view.run.shares[0].clone() };
+        let added = Share { host: HostId(4), ..view.run.shares[0].clone() };
+        view.run.shares.extend([added, rest]);
+        let again = ShareDetail { epoch: 1, ..share(1, 40_000, &[1]) };
+        let starts = [share(1, 1_000, &[1]), again, share(2, 1_007, &[1]), share(3, 9_000, &[1])];
+        let details = starts.into_iter().chain([share(4, 20_000, &[1])]).collect();
+        let figures = DetailFigures::of(&RunDetail { view, details, missing: Vec::new() });
+        assert_eq!(figures.start_skew_ms, 7);
+    }
+
+    #[test]
+    fn servers_and_threads_are_counted_over_all_hosts() {
+        let addr = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let mut details = vec![share(1, 0, &[1]), share(2, 0, &[1])];
+        details[0].acked_by = vec![(addr(7002), 5), (addr(7001), 6)];
+        details[1].acked_by = vec![(addr(7002), 10)];
+        let mut detail = RunDetail { view: done(), details, missing: Vec::new() };
+        let figures = DetailFigures::of(&detail);
+        let at = |port, writes| AtServer { server: addr(port), writes };
+        assert_eq!(figures.acked_by, [at(7001, 6), at(7002, 15)]);
+        // 0.16 s of CPU time in 2 s of 2 threads each.
+        assert_eq!(figures.client_busy_percent, Some(4.0));
+        assert_eq!((figures.behind, figures.findings), (None, None));
+        detail.view.run.spec.rate = Some(1);
+        assert_eq!(DetailFigures::of(&detail).behind, Some(10));
+        detail.details.pop();
+        assert_eq!(DetailFigures::of(&detail).client_busy_percent, None);
     }
 }

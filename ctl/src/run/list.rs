@@ -22,8 +22,9 @@ fn render(runs: &[RunView]) -> String {
     if runs.is_empty() {
         return "There are no runs yet: `redmeshctl run start` begins one.\n".to_owned();
     }
-    let mut rows =
-        table(&["RUN", "STATE", "WORKERS", "ACKED", "FAILED", "UNKNOWN", "WRITES/S", "TIME", "LEDGER"]);
+    let mut rows = table(&[
+        "RUN", "WORKLOAD", "STATE", "WORKERS", "ACKED", "FAILED", "UNKNOWN", "ACKED/S", "TIME", "LEDGER",
+    ]);
     for view in runs {
         let report = RunReport::of(view, &Names::default());
         let ledger = match &report.ledger {
@@ -33,6 +34,7 @@ fn render(runs: &[RunView]) -> String {
         };
         rows.add_row([
             view.run.id.to_string(),
+            report.run.workload,
             report.run.state.to_owned(),
             thousands(report.run.workers.into()),
             thousands(report.run.acked),
@@ -43,7 +45,7 @@ fn render(runs: &[RunView]) -> String {
             ledger.to_owned(),
         ]);
     }
-    for column in rows.column_iter_mut().skip(2).take(6) {
+    for column in rows.column_iter_mut().skip(3).take(6) {
         column.set_cell_alignment(comfy_table::CellAlignment::Right);
     }
     table_text(&rows)
@@ -59,8 +61,8 @@ mod tests {
         assert_eq!(
             render(&[done()]),
             "\
-RUN       STATE      WORKERS      ACKED  FAILED  UNKNOWN  WRITES/S   TIME  LEDGER
-3f2a9c1d  completed    2,000  1,000,000       0        0   500,000  2.0 s  OK
+RUN       WORKLOAD      STATE      WORKERS      ACKED  FAILED  UNKNOWN  ACKED/S   TIME  LEDGER
+3f2a9c1d  uuid-counter  completed    2,000  1,000,000       0        0  500,000  2.0 s  OK
 "
         );
         assert!(render(&[]).contains("run start"));

@@ -1,4 +1,4 @@
-//! `run …`: start, watch, stop and account for load runs.
+//! `run …`: start, watch, stop, account for and verify load runs.
 //!
 //! A run belongs to the mesh: ending ctl (Ctrl-C in `watch`) does not stop it.
 
@@ -7,25 +7,31 @@ pub mod detail;
 mod export;
 mod list;
 pub mod report;
+mod share;
+mod start;
+mod verify;
 mod watch;
+pub mod workload;
 
 pub use watch::watch;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgGroup, Args, Subcommand};
+use clap::{Args, Subcommand};
 use redmesh_api::control::{RefusalKind, RunRef, RunView};
-use redmesh_api::limits::WORKERS_MAX;
-use redmesh_api::run::{RunSpec, RunStage, RunUntil, UUID_COUNTER};
+use redmesh_api::run::RunStage;
 
 use self::compare::Comparison;
 use self::detail::DetailFigures;
 use self::report::{Names, RunReport};
-use crate::exit::{Exit, UsageError};
+use self::share::ShareArgs;
+use self::start::StartArgs;
+use self::verify::VerifyArgs;
+use self::workload::WorkloadsArgs;
+use crate::exit::Exit;
 use crate::output::{Output, note};
 use crate::session::{Session, SessionError};
-use crate::units;
 
 /// `run …`
 #[derive(Debug, Subcommand)]
@@ -34,9 +40,29 @@ pub enum RunCommand {
     #[command(after_help = "\
 Examples:
   redmeshctl run start --workload uuid-counter --workers 2000 --writes 1000000000
-  redmeshctl run start --seconds 60
-  redmeshctl run start --seconds 60 --no-wait")]
+  redmeshctl run start --seconds 60 --no-wait
+  redmeshctl run start --workload cache --rate 50k --ramp 5 --warm-up 10 --seconds 60
+  redmeshctl run start --workload ./mine.toml --workers 200 --pipeline 16 --writes 10M
+  redmeshctl run start --seconds 60 --keyspace 1000 --load-hosts 2 --threads-per-host 2")]
     Start(StartArgs),
+    /// Show the built-in workloads, or the file of one, a template for your own
+    #[command(
+        after_help = "Examples:\n  redmeshctl run workloads\n  redmeshctl run workloads cache > mine.toml"
+    )]
+    Workloads(WorkloadsArgs),
+    /// Read back what a run has written and compare; for runs whose workers count their keys
+    #[command(after_help = "\
+Examples:
+  redmeshctl run verify
+  redmeshctl run verify 3f2a9c1d --sample 1M
+  redmeshctl run verify 3f2a9c1d --all")]
+    Verify(VerifyArgs),
+    /// Give a host a share in a run that is going on
+    #[command(after_help = "\
+Examples:
+  redmeshctl run share --host host-11 --workers 200
+  redmeshctl run share 3f2a9c1d --host host-11 --workers 200 --writes 1M")]
+    Share(ShareArgs),
     /// Watch a run until it is done and print its report; Ctrl-C leaves it running
     #[command(after_help = "Examples:\n  redmeshctl run watch\n  redmeshctl run watch 3f2a9c1d")]
     Watch(Which),
@@ -73,34 +99,6 @@ impl Which {
     }
 }
 
-/// `run start …`
-#[derive(Debug, Args)]
-#[command(group(ArgGroup::new("until").required(true).args(["writes", "seconds"])))]
-pub struct StartArgs {
-    /// What the workers do; uuid-counter sets unique keys, UUID-N, each to its key twice
-    #[arg(long, value_name = "NAME", default_value = UUID_COUNTER)]
-    workload: String,
-    /// Closed-loop workers over the whole mesh, each with one outstanding write
-    #[arg(long, value_name = "N", default_value_t = 2000,
-          value_parser = clap::value_parser!(u32).range(1..=i64::from(WORKERS_MAX)))]
-    workers: u32,
-    /// Place the load on so many of the hosts; fewer make larger batches [default: all]
-    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u16).range(1..))]
-    load_hosts: Option<u16>,
-    /// Issue exactly so many writes (1000000, 1_000_000, 1M)
-    #[arg(long, value_name = "N", value_parser = units::parse_count)]
-    writes: Option<u64>,
-    /// Issue writes for so long
-    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u32).range(1..))]
-    seconds: Option<u32>,
-    /// Watch it and print its report (the default)
-    #[arg(long, conflicts_with = "no_wait")]
-    watch: bool,
-    /// Return as soon as the run is committed
-    #[arg(long)]
-    no_wait: bool,
-}
-
 /// `run compare …`
 #[derive(Debug, Args)]
 pub struct CompareArgs {
@@ -133,9 +131,26 @@ pub struct StopArgs {
 }
 
 /// Carries out one of them.
-pub async fn run(command: RunCommand, session: &mut Session, output: &Output) -> anyhow::Result<Exit> {
+pub async fn run(
+    command: RunCommand,
+    session: impl FnOnce() -> anyhow::Result<Session>,
+    output: &Output,
+) -> anyhow::Result<Exit> {
+    if let RunCommand::Workloads(args) = &command {
+        return workload::show(args, output);
+    }
+    let mut session = session()?;
+    let exit = ask(command, &mut session, output).await;
+    session.close().await;
+    exit
+}
+
+async fn ask(command: RunCommand, session: &mut Session, output: &Output) -> anyhow::Result<Exit> {
     match command {
-        RunCommand::Start(args) => start(args, session, output).await,
+        RunCommand::Start(args) => start::start(args, session, output).await,
+        RunCommand::Workloads(args) => workload::show(&args, output),
+        RunCommand::Verify(args) => verify::verify(args, session, output).await,
+        RunCommand::Share(args) => share::share(args, session, output).await,
         RunCommand::Watch(which) => {
             let view = watch(session, which.into_ref(), None).await?;
             print(exactly(&view), session, output).await
@@ -146,24 +161,6 @@ pub async fn run(command: RunCommand, session: &mut Session, output: &Output) ->
         RunCommand::List => list::run(session, output).await,
         RunCommand::Show(which) => print(which.into_ref(), session, output).await,
     }
-}
-
-async fn start(args: StartArgs, session: &mut Session, output: &Output) -> anyhow::Result<Exit> {
-    let until = until(args.writes, args.seconds)?;
-    let spec = RunSpec { workload: args.workload, workers: args.workers, load_hosts: args.load_hosts, until };
-    let run = session.run_start(spec).await?;
-    let this = RunRef::Prefix(run.id.0.to_string());
-    if args.no_wait {
-        let view = started(session, this).await?;
-        let id = run.id;
-        output.answer(&RunReport::of(&view, &Names::default()), || {
-            format!("run {id} has begun; `redmeshctl run watch {id}` shows it\n")
-        })?;
-        return Ok(Exit::Ok);
-    }
-    note(&format!("run {} has begun; Ctrl-C stops watching, not the run", run.id));
-    let view = watch(session, this, None).await?;
-    print(exactly(&view), session, output).await
 }
 
 /// The run just begun; the agent asked may be a moment behind the coordinator.
@@ -226,15 +223,6 @@ async fn export(args: ExportArgs, session: &mut Session, output: &Output) -> any
     Ok(Exit::ok_if(detail.missing.is_empty()))
 }
 
-/// When a run is over, by the two options of which one is given.
-pub fn until(writes: Option<u64>, seconds: Option<u32>) -> Result<RunUntil, UsageError> {
-    match (writes, seconds) {
-        (Some(writes), None) => Ok(RunUntil::Writes(writes)),
-        (None, Some(seconds)) => Ok(RunUntil::Seconds(seconds)),
-        _ => Err(UsageError("give either --writes or --seconds".to_owned())),
-    }
-}
-
 fn parse_prefix(text: &str) -> Result<String, String> {
     let ok = (1..=36).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
     if ok {
@@ -245,31 +233,18 @@ fn parse_prefix(text: &str) -> Result<String, String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use clap::Parser;
 
     use super::*;
     use crate::cli::{Cli, Command};
 
-    fn parse(line: &str) -> Result<RunCommand, clap::Error> {
+    /// A `run …` command line.
+    pub fn parse(line: &str) -> Result<RunCommand, clap::Error> {
         match Cli::try_parse_from(line.split(' '))?.command {
             Command::Run(command) => Ok(command),
             other => panic!("{other:?}"),
         }
-    }
-
-    #[test]
-    fn a_run_is_bounded_by_writes_or_by_seconds() {
-        let RunCommand::Start(args) = parse("redmeshctl run start --writes 1_000_000").unwrap() else {
-            panic!()
-        };
-        assert_eq!(until(args.writes, args.seconds).unwrap(), RunUntil::Writes(1_000_000));
-        assert_eq!((args.workers, args.workload.as_str()), (2000, "uuid-counter"));
-        assert!(parse("redmeshctl run start").is_err());
-        assert!(parse("redmeshctl run start --writes 1 --seconds 1").is_err());
-        assert!(parse("redmeshctl run start --writes 1 --workers 0").is_err());
-        assert!(parse("redmeshctl run start --writes 1 --watch --no-wait").is_err());
-        assert!(parse("redmeshctl run start --writes 1 --load-hosts 0").is_err());
     }
 
     #[test]

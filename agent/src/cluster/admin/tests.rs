@@ -165,8 +165,8 @@ async fn a_seeded_cluster_forms_and_answers() {
     let primaries = |samples: &[ServerSample], f: fn(&ServerSample) -> u64| -> u64 {
         samples.iter().filter(|s| s.primary).map(f).sum()
     };
-    assert_eq!((primaries(&before, |s| s.dbsize), primaries(&before, |s| s.set_calls)), (0, 0));
-    assert_eq!((primaries(&after, |s| s.dbsize), primaries(&after, |s| s.set_calls)), (30, 30));
+    assert_eq!((primaries(&before, |s| s.dbsize), primaries(&before, |s| s.calls)), (0, 0));
+    assert_eq!((primaries(&after, |s| s.dbsize), primaries(&after, |s| s.calls)), (30, 30));
     assert_eq!(after.iter().filter(|s| s.primary).count(), 3);
     assert!(after.iter().all(|s| s.run_id.len() == 40 && s.cpu_us > 0));
 

@@ -3,9 +3,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use proptest::prelude::*;
 use redmesh_api::ids::{HostId, MeshId, NodeId, PlanId, RunId};
 use redmesh_api::level::{ClusterSpec, PlannedHost, PlannedInstance, PlannedRole, SlotRange};
-use redmesh_api::run::{
-    LatencySummary, Ledger, Outcome, RunSpec, RunUntil, ServerSample, Share, UUID_COUNTER,
-};
+use redmesh_api::run::{LatencySummary, Ledger, Outcome, ReadBack, RunSpec, RunUntil, ServerSample, Share};
+use redmesh_api::workload::Workload;
 use uuid::Uuid;
 
 use super::*;
@@ -38,18 +37,18 @@ fn plan(id: u128) -> ClusterPlan {
     }
 }
 
+fn share(host: u32, rest_of: Option<u16>) -> Share {
+    Share { host: HostId(host), workers: 2, first_worker: 0, writes: Some(10), given_up: false, rest_of }
+}
+
 fn run(id: u128) -> Run {
     Run {
         id: RunId(Uuid::from_u128(id)),
-        spec: RunSpec {
-            workload: UUID_COUNTER.to_owned(),
-            workers: 2,
-            load_hosts: None,
-            until: RunUntil::Writes(10),
-        },
-        shares: vec![Share { host: HostId(1), workers: 2, first_worker: 0, writes: Some(10) }],
+        spec: RunSpec::closed_loop(Workload::uuid_counter(), 2, RunUntil::Writes(10)),
+        shares: vec![share(1, None)],
         stage: RunStage::Running,
         created_unix_ms: 1,
+        starts_unix_ms: 1,
         before: Vec::new(),
         result: None,
     }
@@ -62,13 +61,14 @@ fn result(samples: usize) -> RunResult {
         run_id: "0".repeat(40),
         primary: true,
         dbsize: 1,
-        set_calls: 1,
+        calls: 1,
         cpu_us: 1,
     };
     RunResult {
         outcome: Outcome::Completed,
         tallies: Vec::new(),
         latency: LatencySummary::default(),
+        intended: None,
         ledger: Ledger::default(),
         after: vec![sample; samples],
         server_cpu_us: 0,
@@ -184,6 +184,74 @@ fn a_run_is_closed_once() {
     machine.rejected(Command::AdvanceRun { run: run(1).id, to: RunStage::Stopping }, "only advance");
 }
 
+fn add(known: u16, given_up: Option<u16>, shares: Vec<Share>) -> Command {
+    Command::AddShares { run: run(1).id, known, given_up, shares }
+}
+
+#[test]
+fn a_lost_hosts_share_is_given_up_once() {
+    let mut machine = Machine::formed();
+    let takeover = || add(1, Some(0), vec![share(2, Some(0)), share(3, Some(0))]);
+    machine.rejected(takeover(), "is unknown");
+    machine.done(Command::StartRun(Box::new(run(1))));
+    machine.done(takeover());
+    machine.unchanged(takeover());
+    machine.unchanged(Command::StartRun(Box::new(run(1))));
+    let shares = &machine.level.runs[0].shares;
+    assert_eq!(shares.iter().map(|share| share.given_up).collect::<Vec<_>>(), [true, false, false]);
+    assert_eq!(shares[1..], [share(2, Some(0)), share(3, Some(0))]);
+
+    machine.rejected(add(1, Some(0), vec![share(4, Some(0))]), "3 shares by now, not 1");
+    machine.rejected(add(3, Some(0), vec![share(4, Some(0))]), "given up before");
+    // One of the takers is lost in its turn: the first takeover stays what it was.
+    machine.done(add(3, Some(1), vec![share(3, Some(1))]));
+    machine.unchanged(takeover());
+    machine.done(Command::AdvanceRun { run: run(1).id, to: RunStage::Stopping });
+    machine.unchanged(takeover());
+    machine.rejected(add(4, None, vec![share(4, None)]), "not going on any more");
+}
+
+#[test]
+fn shares_are_added_within_bounds_and_as_what_they_are() {
+    let mut machine = Machine::formed();
+    machine.done(Command::StartRun(Box::new(run(1))));
+    machine.rejected(add(1, None, Vec::new()), "0 shares can't be added");
+    machine.rejected(add(1, None, vec![share(2, None); SHARES_MAX]), "10000 in all");
+    machine.rejected(add(1, None, vec![share(2, Some(0))]), "the rest of the one given up");
+    machine.rejected(add(1, Some(0), vec![share(2, None)]), "the rest of the one given up");
+    machine.rejected(add(1, Some(1), vec![share(2, Some(1))]), "no such share");
+    let gone = Share { given_up: true, ..share(2, None) };
+    machine.rejected(add(1, None, vec![gone]), "the rest of the one given up");
+    machine.done(add(1, None, vec![share(2, None)]));
+    machine.unchanged(add(1, None, vec![share(2, None)]));
+
+    let mut machine = Machine::formed();
+    machine.done(Command::StartRun(Box::new(reads(1, 9))));
+    machine.rejected(add(1, None, vec![share(2, None)]), "reads back");
+}
+
+fn reads(id: u128, of: u128) -> Run {
+    let mut reads = run(id);
+    reads.spec.job = Job::ReadBack(ReadBack { of: run(of).id, wrap: None, pipeline: 1, per_million: 1 });
+    reads
+}
+
+#[test]
+fn a_run_stays_while_it_is_read_back() {
+    let mut machine = Machine::formed();
+    let count = RUNS_KEPT_MAX as u128;
+    for id in 1..=count {
+        machine.done(Command::StartRun(Box::new(run(id))));
+        assert_eq!(machine.close(id, 0), Applied::Done);
+    }
+    machine.done(Command::StartRun(Box::new(reads(count + 1, 1))));
+    let oldest = |machine: &Machine| [machine.level.runs[0].id, machine.level.runs[1].id];
+    assert_eq!(oldest(&machine), [run(1).id, run(3).id]);
+    assert_eq!(machine.close(count + 1, 0), Applied::Done);
+    machine.done(Command::StartRun(Box::new(run(count + 2))));
+    assert_eq!(oldest(&machine), [run(3).id, run(4).id]);
+}
+
 #[test]
 fn the_oldest_closed_runs_make_room() {
     let mut machine = Machine::formed();
@@ -234,6 +302,10 @@ fn any_command() -> impl Strategy<Value = Command> {
         }),
         id.clone().prop_map(|id| Command::StartRun(Box::new(run(id)))),
         (id.clone(), run_stage).prop_map(|(id, to)| Command::AdvanceRun { run: run(id).id, to }),
+        (id.clone(), 1u16..4, prop::option::of(0u16..3)).prop_map(|(id, known, given_up)| {
+            let shares = vec![share(2, given_up)];
+            Command::AddShares { run: run(id).id, known, given_up, shares }
+        }),
         (id, 0usize..2).prop_map(|(id, samples)| Command::CloseRun {
             run: run(id).id,
             result: Box::new(result(samples)),
@@ -262,6 +334,11 @@ proptest! {
                 let now = after.runs.iter().find(|now| now.id == run.id).expect("few enough to stay");
                 prop_assert!(now.stage >= run.stage);
                 prop_assert!(run.result.is_none() || now.result == run.result);
+                prop_assert!(now.shares.len() >= run.shares.len());
+                for (now, before) in now.shares.iter().zip(&run.shares) {
+                    prop_assert!(now.given_up >= before.given_up);
+                    prop_assert_eq!(&Share { given_up: before.given_up, ..now.clone() }, before);
+                }
             }
             prop_assert!(after.runs.iter().filter(|run| run.stage != RunStage::Done).count() <= 1);
             for run in &after.runs {

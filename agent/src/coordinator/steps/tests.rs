@@ -2,10 +2,12 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use redmesh_api::ids::{MeshId, NodeId};
 use redmesh_api::level::{ClusterSpec, PlannedHost, PlannedInstance, PlannedRole, SlotRange};
-use redmesh_api::run::{Counts, RunSpec, UUID_COUNTER};
+use redmesh_api::run::{Counts, Run, RunSpec, RunUntil};
+use redmesh_api::workload::Workload;
 use uuid::Uuid;
 
 use super::*;
+use crate::coordinator::account;
 
 const A: HostId = HostId(1);
 const B: HostId = HostId(2);
@@ -42,7 +44,7 @@ fn level(stage: PlanStage) -> Level {
 
 fn seen(stage: PlanStage, held: u32, up: u32, agreed: u32) -> Seen {
     let plan = Some((PlanId(Uuid::from_u128(5)), stage));
-    let observed = Observed { plan, planned: 2, held, up, agreed, problems: Vec::new(), share_lost: None };
+    let observed = Observed { plan, planned: 2, held, up, agreed, ..Observed::default() };
     Seen { name: "x".to_owned(), dead_for: Duration::ZERO, observed }
 }
 
@@ -80,82 +82,42 @@ fn formed_means_that_every_instance_is_up_and_agrees() {
     assert_eq!(due(&level(Formed), [full(), full()]), []);
 }
 
-fn running(until: RunUntil, stage: RunStage) -> Level {
-    let share = |host, writes| Share { host, workers: 1, first_worker: 0, writes };
-    let writes = |n| matches!(until, RunUntil::Writes(_)).then_some(n);
+fn running(tallies: Vec<Tally>, dead_b: u64) -> Vec<Step> {
     let run = Run {
         id: RunId(Uuid::from_u128(3)),
-        spec: RunSpec { workload: UUID_COUNTER.to_owned(), workers: 2, load_hosts: None, until },
-        shares: vec![share(A, writes(60)), share(B, writes(40))],
-        stage,
+        spec: RunSpec::closed_loop(Workload::uuid_counter(), 2, RunUntil::Writes(100)),
+        shares: account::shares(&[A, B], 2, Some(100)),
+        stage: RunStage::Running,
         created_unix_ms: 1_000,
+        starts_unix_ms: 1_500,
         before: Vec::new(),
         result: None,
     };
-    Level { runs: vec![run], ..level(PlanStage::Formed) }
-}
-
-fn tally(host: HostId, epoch: u32, closed: bool, issued: u64) -> Tally {
-    Tally { host, epoch, closed, counts: Counts { issued, acked: issued, ..Counts::default() } }
-}
-
-fn closes(level: &Level, tallies: Vec<Tally>, dead_b: u64, now_ms: u64) -> Option<Outcome> {
+    let tallies = BTreeMap::from([(run.id, tallies)]);
+    let level = Level { runs: vec![run], ..level(PlanStage::Formed) };
     let alive = seen(PlanStage::Formed, 0, 2, 2);
-    let b = Seen { name: "host-b".to_owned(), dead_for: Duration::from_secs(dead_b), ..alive.clone() };
-    let tallies = BTreeMap::from([(RunId(Uuid::from_u128(3)), tallies)]);
-    match steps(level, &BTreeMap::from([(A, alive), (B, b)]), &tallies, now_ms).pop() {
-        Some(Step::CloseRun { outcome, .. }) => Some(outcome),
-        None => None,
-        other => panic!("{other:?}"),
-    }
+    let b = Seen { dead_for: Duration::from_secs(dead_b), ..alive.clone() };
+    steps(&level, &BTreeMap::from([(A, alive), (B, b)]), &tallies, 2_000)
+}
+
+fn tally(host: HostId, share: u16, closed: bool, issued: u64) -> Tally {
+    let counts = Counts { issued, acked: issued, ..Counts::default() };
+    Tally { host, share, epoch: 0, closed, counts }
 }
 
 #[test]
-fn a_run_by_writes_closes_when_every_quota_is_spent() {
-    let level = running(RunUntil::Writes(100), RunStage::Running);
-    let whole = || tally(A, 0, true, 60);
-    assert_eq!(closes(&level, vec![whole()], 0, 0), None, "nothing heard of the other share");
-    assert_eq!(closes(&level, vec![whole(), tally(B, 0, false, 40)], 0, 0), None, "not closed");
-    assert_eq!(closes(&level, vec![whole(), tally(B, 0, true, 30)], 0, 0), None, "ten are left");
-    assert_eq!(closes(&level, vec![whole(), tally(B, 0, true, 40)], 0, 0), Some(Outcome::Completed));
-    let two_lives = vec![whole(), tally(B, 0, true, 30), tally(B, 1, true, 10)];
-    assert_eq!(closes(&level, two_lives, 0, 0), Some(Outcome::Completed));
-}
-
-#[test]
-fn a_run_by_seconds_closes_when_its_time_is_over() {
-    let level = running(RunUntil::Seconds(5), RunStage::Running);
-    let both = || vec![tally(A, 0, true, 6), tally(B, 0, true, 4)];
-    assert_eq!(closes(&level, both(), 0, 3_000), None, "a restarted agent may still go on");
-    assert_eq!(closes(&level, both(), 0, 6_000), Some(Outcome::Completed));
-    let stopping = running(RunUntil::Seconds(5), RunStage::Stopping);
-    assert_eq!(closes(&stopping, both(), 0, 3_000), Some(Outcome::Stopped));
-}
-
-#[test]
-fn a_host_that_stays_away_does_not_hold_the_account_open_for_ever() {
-    let level = running(RunUntil::Writes(100), RunStage::Running);
-    let tallies = || vec![tally(A, 0, true, 60), tally(B, 0, false, 17)];
-    assert_eq!(closes(&level, tallies(), 59, 0), None);
-    match closes(&level, tallies(), 61, 0) {
-        Some(Outcome::Incomplete(reason)) => assert!(reason.contains("host-b"), "{reason}"),
-        other => panic!("{other:?}"),
-    }
-}
-
-#[test]
-fn a_share_that_its_host_cannot_bear_is_lost_at_once() {
-    let level = running(RunUntil::Writes(100), RunStage::Running);
-    let alive = seen(PlanStage::Formed, 0, 2, 2);
-    let mut b = Seen { name: "host-b".to_owned(), ..alive.clone() };
-    let run = RunId(Uuid::from_u128(3));
-    b.observed.share_lost = Some((run, "disk full".to_owned()));
-    let hosts = BTreeMap::from([(A, alive), (B, b)]);
-    let due = |tally| steps(&level, &hosts, &BTreeMap::from([(run, vec![tally])]), 0);
-    assert_eq!(due(tally(A, 0, false, 60)), [], "the other share goes on");
-    match &due(tally(A, 0, true, 60))[..] {
-        [Step::CloseRun { outcome: Outcome::Incomplete(reason), .. }] => {
-            assert!(reason.contains("host-b") && reason.contains("disk full"), "{reason}");
+fn a_run_goes_on_is_taken_over_or_is_closed() {
+    let whole = || vec![tally(A, 0, true, 50), tally(B, 1, true, 50)];
+    let id = RunId(Uuid::from_u128(3));
+    assert_eq!(running(whole(), 99), [Step::CloseRun { run: id, outcome: Outcome::Completed }]);
+    let open = || vec![tally(A, 0, true, 50), tally(B, 1, false, 20)];
+    assert_eq!(running(open(), 0), []);
+    match &running(open(), 99)[..] {
+        [Step::TakeOver { run, known: 2, given_up: 1, shares }] if *run == id => {
+            assert_eq!(
+                shares.iter().map(|share| (share.host, share.writes)).collect::<Vec<_>>(),
+                [(A, Some(30))]
+            );
         }
         other => panic!("{other:?}"),
     }

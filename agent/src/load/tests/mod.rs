@@ -4,6 +4,7 @@
 mod fake;
 mod faults;
 mod real;
+mod workloads;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -13,12 +14,13 @@ use std::time::{Duration, Instant};
 use redmesh_api::ids::{HostId, RunId};
 use redmesh_api::level::SlotRange;
 use redmesh_api::run::Counts;
+use redmesh_api::workload::Workload;
 use tempfile::TempDir;
 use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
 use super::routing::SlotMap;
-use super::{Engine, Limits, Password, ShareHandle, ShareSpec, ShareUntil, ledger, ledger_path};
+use super::{Engine, Limits, Password, ShareHandle, ShareSpec, ShareUntil, Task, ledger, ledger_path};
 
 /// No condition of these tests may take longer.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -54,13 +56,20 @@ fn run_id() -> RunId {
     RunId(Uuid::from_u128(0x5eed))
 }
 
-fn spec(workers: u32, until: ShareUntil) -> ShareSpec {
+pub(super) fn spec(workers: u32, until: ShareUntil) -> ShareSpec {
     ShareSpec {
         run: run_id(),
         host: HostId(0xa1),
+        share: 0,
         epoch: 1,
         first_worker: 0,
         workers,
+        pipeline: 1,
+        task: Task::Load(Arc::new(Workload::uuid_counter())),
+        rate: None,
+        ramp: Duration::ZERO,
+        warm_up: Duration::ZERO,
+        begin: Instant::now(),
         until,
         threads: 1,
         password: None,
@@ -89,7 +98,9 @@ impl Bench {
         let file = ledger::recover(&self.ledger).expect("reads");
         assert!(file.closed);
         assert_eq!(file.counts, counts);
-        assert_eq!(self.handle.histogram().len(), counts.acked);
+        assert_eq!(self.handle.histogram().len(), counts.acked - counts.warm_acked);
+        let by_server: u64 = self.handle.acked_by().iter().map(|(_, acked)| acked).sum();
+        assert_eq!(by_server, counts.acked);
         counts
     }
 }

@@ -31,6 +31,8 @@ const MEMTIER_CLIENTS: (u16, u16) = (2, 100);
 pub enum Contender {
     /// This project: closed-loop workers, one outstanding write each.
     Redmesh { workers: u32, load_hosts: Option<u16> },
+    /// This project by a schedule: an open loop at half of what the closed loop reached.
+    OpenLoop { workers: u32 },
     /// redis-benchmark --cluster.
     RedisBenchmark { clients: u16, pipeline: u16 },
     /// memtier_benchmark --cluster-mode.
@@ -48,8 +50,18 @@ pub struct Sample {
     pub client_cpu_s: f64,
     /// CPU of all servers.
     pub server_cpu_s: f64,
-    /// Median and 99th percentile, microseconds.
-    pub latency_us: Option<(f64, f64)>,
+    /// From the send; of an open loop from the intended begin.
+    pub latency: Latency,
+    /// Of an open loop, operations a second that were asked for.
+    pub asked: Option<f64>,
+}
+
+/// Percentiles in microseconds, as far as the tool tells them.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Latency {
+    pub p50_us: Option<f64>,
+    pub p99_us: Option<f64>,
+    pub p999_us: Option<f64>,
 }
 
 impl Sample {
@@ -74,7 +86,7 @@ struct Told {
     writes: u64,
     seconds: f64,
     client_cpu_s: f64,
-    latency_us: Option<(f64, f64)>,
+    latency: Latency,
 }
 
 impl Contender {
@@ -83,17 +95,25 @@ impl Contender {
         Command::new("memtier_benchmark").arg("--version").output().ok().map(|_| Self::Memtier)
     }
 
-    /// Takes one turn of about `seconds`; `last` is its turn before.
+    /// Takes one turn of about `seconds`; `last` is its turn before, `peak` the closed
+    /// loop's rate so far.
     pub fn run(
         &self,
         cluster: &Cluster<'_>,
         seconds: u32,
         last: Option<&Sample>,
+        peak: Option<f64>,
         children: &Children,
     ) -> anyhow::Result<Sample> {
         let before = cluster.servers()?;
+        let mut asked = None;
         let told = match *self {
-            Self::Redmesh { workers, load_hosts } => redmesh(cluster, seconds, workers, load_hosts)?,
+            Self::Redmesh { workers, load_hosts } => redmesh(cluster, seconds, workers, load_hosts, None)?,
+            Self::OpenLoop { workers } => {
+                let rate = (peak.context("an open loop follows a closed one")? / 2.0) as u64;
+                asked = Some(rate as f64);
+                redmesh(cluster, seconds, workers, None, Some(rate))?
+            }
             Self::RedisBenchmark { clients, pipeline } => {
                 let first = FIRST_RATE.iter().find(|(depth, _)| *depth >= pipeline);
                 let rate = last.map(Sample::rate).or(first.map(|(_, rate)| *rate)).unwrap_or(1.0);
@@ -112,7 +132,8 @@ impl Contender {
             seconds: told.seconds,
             client_cpu_s: told.client_cpu_s,
             server_cpu_s: after.cpu_s - before.cpu_s,
-            latency_us: told.latency_us,
+            latency: told.latency,
+            asked,
         })
     }
 }
@@ -122,11 +143,14 @@ fn redmesh(
     seconds: u32,
     workers: u32,
     load_hosts: Option<u16>,
+    rate: Option<u64>,
 ) -> anyhow::Result<Told> {
     let (seconds, workers) = (seconds.to_string(), workers.to_string());
     let mut args = vec!["-o", "json", "run", "start", "--seconds", &seconds, "--workers", &workers];
     let bearers = load_hosts.map(|hosts| hosts.to_string());
     args.extend(bearers.iter().flat_map(|hosts| ["--load-hosts", hosts]));
+    let schedule = rate.map(|rate| rate.to_string());
+    args.extend(schedule.iter().flat_map(|rate| ["--rate", rate]));
     let text = cluster.ctl(&args)?;
     let answer: Value = serde_json::from_str(&text).with_context(|| format!("no JSON: {text}"))?;
     ensure!(answer["ledger"]["ok"] == true, "the ledger is not closed: {text}");
@@ -136,7 +160,11 @@ fn redmesh(
         writes: run["acked"].as_u64().with_context(|| format!("no run.acked in {text}"))?,
         seconds: number(&run["seconds"])?,
         client_cpu_s: number(&run["client_cpu_s"])?,
-        latency_us: Some((number(&run["latency_us"]["p50"])?, number(&run["latency_us"]["p99"])?)),
+        latency: {
+            let of = &run[if rate.is_some() { "intended_us" } else { "latency_us" }];
+            let at = |name: &str| number(&of[name]).map(Some);
+            Latency { p50_us: at("p50")?, p99_us: at("p99")?, p999_us: at("p999")? }
+        },
     })
 }
 
@@ -155,17 +183,18 @@ fn redis_benchmark(
     let cpu_s = children_cpu_s()?;
     let text = children.run(&mut command)?;
     let client_cpu_s = children_cpu_s()? - cpu_s;
-    let (rate, latency_us) = parse_csv(&text).with_context(|| format!("not understood: {text}"))?;
-    Ok(Told { writes: 0, seconds: writes as f64 / rate, client_cpu_s, latency_us })
+    let (rate, latency) = parse_csv(&text).with_context(|| format!("not understood: {text}"))?;
+    Ok(Told { writes: 0, seconds: writes as f64 / rate, client_cpu_s, latency })
 }
 
 /// Requests per second, and p50 and p99 in microseconds where the version tells them:
 /// `"test","rps","avg","min","p50","p95","p99","max"`, latencies in milliseconds.
-fn parse_csv(text: &str) -> Option<(f64, Option<(f64, f64)>)> {
+fn parse_csv(text: &str) -> Option<(f64, Latency)> {
     let line = text.lines().rev().find(|line| line.starts_with('"'))?;
     let fields: Vec<&str> = line.trim().trim_matches('"').split("\",\"").collect();
     let us = |at: usize| Some(fields.get(at)?.parse::<f64>().ok()? * 1000.0);
-    Some((fields.get(1)?.parse().ok()?, us(4).zip(us(6))))
+    let latency = Latency { p50_us: us(4), p99_us: us(6), p999_us: None };
+    Some((fields.get(1)?.parse().ok()?, latency))
 }
 
 fn memtier(cluster: &Cluster<'_>, seconds: u32, children: &Children) -> anyhow::Result<Told> {
@@ -180,7 +209,7 @@ fn memtier(cluster: &Cluster<'_>, seconds: u32, children: &Children) -> anyhow::
     let cpu_s = children_cpu_s()?;
     children.run(&mut command)?;
     let client_cpu_s = children_cpu_s()? - cpu_s;
-    Ok(Told { writes: 0, seconds: f64::from(seconds), client_cpu_s, latency_us: None })
+    Ok(Told { writes: 0, seconds: f64::from(seconds), client_cpu_s, latency: Latency::default() })
 }
 
 impl fmt::Display for Contender {
@@ -190,6 +219,7 @@ impl fmt::Display for Contender {
             Self::Redmesh { workers, load_hosts: Some(hosts) } => {
                 format!("redmesh, {workers} workers, --load-hosts {hosts}")
             }
+            Self::OpenLoop { workers } => format!("redmesh, {workers} workers, --rate half of the first"),
             Self::RedisBenchmark { clients, pipeline } => {
                 format!("redis-benchmark --cluster -c {clients} -P {pipeline}")
             }
@@ -210,8 +240,9 @@ mod tests {
         let new = "\"test\",\"rps\",\"avg_latency_ms\",\"min\",\"p50\",\"p95\",\"p99\",\"max\"\n\
                    \"SET k{tag} v\",\"40816.32\",\"1.0\",\"0.2\",\"0.9\",\"2.0\",\"3.5\",\"9.0\"\n";
         let (rate, latency) = parse_csv(new).expect("is read");
-        assert_eq!((rate, latency), (40816.32, Some((900.0, 3500.0))));
-        assert_eq!(parse_csv("\"SET\",\"100.5\"\n"), Some((100.5, None)));
+        let told = Latency { p50_us: Some(900.0), p99_us: Some(3500.0), p999_us: None };
+        assert_eq!((rate, latency), (40816.32, told));
+        assert_eq!(parse_csv("\"SET\",\"100.5\"\n"), Some((100.5, Latency::default())));
         assert_eq!(parse_csv("WARNING: x\n"), None);
     }
 }

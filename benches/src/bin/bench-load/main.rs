@@ -91,7 +91,8 @@ fn compare(options: &Options, children: &Children) -> anyhow::Result<()> {
 
     let redmesh = |load_hosts| Contender::Redmesh { workers: options.workers, load_hosts };
     let rival = |clients, pipeline| Contender::RedisBenchmark { clients, pipeline };
-    let mut alone = vec![redmesh(None), rival(2000, 1), rival(200, 1), rival(120, 64)];
+    let open = Contender::OpenLoop { workers: options.workers };
+    let mut alone = vec![redmesh(None), open, rival(2000, 1), rival(200, 1), rival(120, 64)];
     alone.extend(Contender::memtier());
     let spread = vec![redmesh(None), redmesh(Some(1)), redmesh(Some(2)), rival(2000, 1)];
     for (layout, contenders) in [(one, alone), (ten, spread)] {
@@ -114,11 +115,13 @@ fn take_turns(
 ) -> anyhow::Result<Vec<Row>> {
     let mut rows: Vec<Row> = contenders.into_iter().map(Row::new).collect();
     for round in 1..=options.rounds {
-        for row in &mut rows {
+        for at in 0..rows.len() {
             cluster.flush()?;
+            let peak = rows[0].rate();
+            let row = &mut rows[at];
             let sample: Sample = row
                 .contender
-                .run(cluster, options.seconds, row.samples.last(), children)
+                .run(cluster, options.seconds, row.samples.last(), peak, children)
                 .with_context(|| format!("{}, round {round}", row.contender))?;
             let line = format!("round {round}  {:<44} {:>9.0} writes/s", row.contender, sample.rate());
             writeln!(std::io::stderr(), "{line}")?;
