@@ -37,7 +37,7 @@ fn bulk(text: &str) -> String {
 fn a_mix_issues_each_command_and_takes_its_answer() {
     let server = FakeServer::start(|request: Request| {
         Action::Reply(match request.words[0].as_str() {
-            "GET" if request.index % 2 == 0 => "$-1\r\n".into(),
+            "GET" if request.index.is_multiple_of(2) => "$-1\r\n".into(),
             // More than is read at once.
             "GET" => bulk(&"v".repeat(150_000)),
             "MGET" => format!("*4\r\n$-1\r\n{}$-1\r\n$-1\r\n", bulk("x")),

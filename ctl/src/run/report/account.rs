@@ -2,7 +2,9 @@
 //!
 //! A host may have several shares (its own, rests that it took over, what `run share`
 //! added) and each share several lives. Shares go on beside each other; lives of one
-//! share follow each other, and so does a rest the share that it is of.
+//! share follow each other, and so does a rest the share that it is of. Between those
+//! nobody was at work: of a run that had such gaps the whole counts from its begin to its
+//! end by the clock.
 
 use std::collections::HashMap;
 
@@ -19,6 +21,8 @@ pub struct Account<'a> {
     lately: &'a [f64],
     /// Active and warm-up time of all lives of a share, µs.
     lives: HashMap<u16, (u64, u64)>,
+    /// From the run's begin to its end, µs, where something was interrupted meanwhile.
+    with_gaps_us: Option<u64>,
 }
 
 impl<'a> Account<'a> {
@@ -32,12 +36,17 @@ impl<'a> Account<'a> {
             *active_us = active_us.saturating_add(tally.counts.active_us);
             *warm_us = warm_us.saturating_add(tally.counts.warm_us);
         }
-        Self { shares: &view.run.shares, tallies, lately: &view.share_writes_per_s, lives }
+        let run = &view.run;
+        let gaps = tallies.len() > lives.len() || run.shares.iter().any(|share| share.rest_of.is_some());
+        let wall_ms = run.result.as_ref().map(|it| it.ended_unix_ms.saturating_sub(run.starts_unix_ms));
+        let with_gaps_us = wall_ms.filter(|_| gaps).map(|ms| ms.saturating_mul(1000));
+        Self { shares: &run.shares, tallies, lately: &view.share_writes_per_s, lives, with_gaps_us }
     }
 
     /// All of it.
     pub fn total(&self) -> Counts {
-        self.sum(|_| true)
+        let sum = self.sum(|_| true);
+        Counts { active_us: sum.active_us.max(self.with_gaps_us.unwrap_or(0)), ..sum }
     }
 
     /// One host's part.
@@ -212,6 +221,19 @@ mod tests {
         assert_eq!(account.of_host(HostId(1)).acked, 170);
         let rests = account.rests();
         assert_eq!((rests.len(), rests[0].0.host, rests[0].1.len()), (1, HostId(2), 2));
+    }
+
+    #[test]
+    fn a_run_that_was_interrupted_took_as_long_as_the_clock_says() {
+        let mut view = done();
+        view.run.starts_unix_ms = 1_000;
+        let result = view.run.result.as_mut().expect("a closed run");
+        result.ended_unix_ms = 31_000;
+        result.tallies = vec![timed(1, 0, 0, 100, 4_000_000), timed(2, 1, 0, 100, 5_000_000)];
+        assert_eq!(Account::of(&view).total().active_us, 5_000_000);
+        let result = view.run.result.as_mut().expect("a closed run");
+        result.tallies.push(timed(1, 0, 1, 100, 9_000_000));
+        assert_eq!(Account::of(&view).total().active_us, 30_000_000);
     }
 
     #[test]
