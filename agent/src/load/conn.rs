@@ -68,8 +68,6 @@ pub(super) struct Conn {
     pub parked: VecDeque<Parked>,
     /// Whether it stands in the thread's list of connections to flush.
     pub dirty: bool,
-    /// Commands queued since the last flush.
-    pub queued: u32,
     /// Whether the server has answered anything since it was dialled.
     pub answered: bool,
     /// When bytes last came in, or answers began to be owed, microseconds.
@@ -97,7 +95,6 @@ impl Conn {
             stage: Stage::Idle,
             parked: VecDeque::new(),
             dirty: false,
-            queued: 0,
             answered: false,
             progress_us: 0,
             acked: 0,
@@ -149,7 +146,6 @@ impl Conn {
         }
         self.pending.push_back((expect, self.base + self.out.len() as u64));
         encode(&mut self.out);
-        self.queued += 1;
     }
 
     /// Takes what the next reply answers; `None` when the server owes none: what it was
@@ -241,7 +237,6 @@ impl Conn {
         self.stage = Stage::Idle;
         self.base += self.out.len() as u64;
         self.written = 0;
-        self.queued = 0;
         self.out.clear();
         self.carry.clear();
         self.skim = Skim::new();

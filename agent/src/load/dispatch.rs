@@ -91,7 +91,6 @@ impl LoadThread {
         lane.acked += 1;
         self.counts.acked += 1;
         let service_us = self.now_us - lane.since_us;
-        self.pace.acked(service_us);
         if self.now_us < self.issuing.warm_until_us {
             self.counts.warm_acked += 1;
             return;

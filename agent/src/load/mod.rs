@@ -20,7 +20,6 @@ mod dispatch;
 mod engine;
 pub mod ledger;
 mod issue;
-mod pace;
 pub mod quota;
 mod read_back;
 pub mod resp;

@@ -23,7 +23,6 @@ use tokio::sync::{mpsc, watch};
 use super::conn::{Conn, Dial, Stage};
 use super::issue::{Issuing, Work};
 use super::ledger::LedgerSlot;
-use super::pace::Pace;
 use super::quota::Part;
 use super::read_back::Cursor;
 use super::resp::{LINE_BYTES_MAX, Parsed, parse};
@@ -157,7 +156,6 @@ pub(super) struct LoadThread {
     pub poll: Poll,
     /// What each connection begins with, if anything.
     pub auth: Option<Box<[u8]>>,
-    pub pace: Pace,
     /// When the last answer came, microseconds.
     pub last_answer_us: u64,
     phase: Phase,
@@ -220,7 +218,6 @@ impl LoadThread {
             }
         };
         Self {
-            pace: Pace::new(lanes.len()),
             lanes,
             pipeline: spec.pipeline.into(),
             work,
@@ -285,7 +282,6 @@ impl LoadThread {
             self.keep_schedule();
             self.account();
             self.flush();
-            self.rest();
 
             let timeout = self.poll_timeout();
             if let Err(e) = self.poll.poll(&mut events, Some(timeout))
@@ -378,10 +374,6 @@ impl LoadThread {
         for &index in &self.flushing {
             let conn = &mut self.conns[usize::from(index)];
             conn.dirty = false;
-            let queued = std::mem::take(&mut conn.queued);
-            if queued > 0 {
-                self.pace.flushed(queued.into());
-            }
             if let Err(e) = conn.flush() {
                 lost.push((index, e));
             }
@@ -390,15 +382,6 @@ impl LoadThread {
         // Only now: what follows from a loss issues writes that are not on file yet.
         for (index, e) in lost {
             self.lose(index, &e);
-        }
-    }
-
-    /// Lets answers gather where batches are small; see [`Pace`]. A timer or a stop
-    /// waits for it, for less than a millisecond.
-    fn rest(&mut self) {
-        let rest_us = self.pace.rest();
-        if rest_us > 0 && self.phase == Phase::Issuing && self.dirty.is_empty() {
-            std::thread::sleep(Duration::from_micros(rest_us));
         }
     }
 
