@@ -69,7 +69,7 @@ pub fn of(
     ShareDetail {
         host,
         epoch,
-        started_unix_ms,
+        started_unix_ms: share.began_unix_ms().unwrap_or(started_unix_ms),
         resolution_s: timeline.resolution_s,
         acked: timeline.points.clone(),
         worker_acked_min,

@@ -105,6 +105,7 @@ impl Issuing {
 impl LoadThread {
     /// Begins: in a closed loop all lanes at once, or one after the other in a ramp.
     pub fn begin(&mut self) {
+        self.shared.begin();
         self.issuing.first_us = Some(self.now_us);
         self.issuing.warm_until_us = self.now_us + self.issuing.warm_us;
         let lanes = self.lanes.len() as u32;

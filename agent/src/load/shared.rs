@@ -19,6 +19,7 @@ use super::ledger::{WORDS, from_words, to_words};
 use super::read_back;
 use super::written::{EXCEPTIONS_MAX, Exception, Written};
 use super::{ShareSpec, Task};
+use crate::clock::now_unix_ms;
 use crate::stats::{RecorderView, empty_histogram};
 
 /// Kinds of errors kept apart; further kinds are counted together.
@@ -122,12 +123,26 @@ pub(super) struct Shared {
     pub figures: Vec<Figures>,
     pub wakers: Vec<Waker>,
     command: AtomicU8,
+    /// When the first thread began to issue, Unix milliseconds; the maximum before.
+    began_unix_ms: AtomicU64,
     errors: Mutex<BTreeMap<String, (u64, String)>>,
 }
 
 impl Shared {
     pub fn new(spec: ShareSpec, figures: Vec<Figures>, wakers: Vec<Waker>) -> Self {
-        Self { spec, figures, wakers, command: AtomicU8::new(Command::Run as u8), errors: Mutex::default() }
+        Self {
+            spec,
+            figures,
+            wakers,
+            command: AtomicU8::new(Command::Run as u8),
+            began_unix_ms: AtomicU64::new(u64::MAX),
+            errors: Mutex::default(),
+        }
+    }
+
+    /// A thread begins to issue.
+    pub fn begin(&self) {
+        self.began_unix_ms.fetch_min(now_unix_ms(), Ordering::Relaxed);
     }
 
     /// What the threads are asked to do; it only ever gets stricter.
@@ -276,6 +291,11 @@ impl ShareView {
         let Task::ReadBack(task) = &self.shared.spec.task else { return None };
         let surveys = self.shared.figures.iter().map(Figures::survey);
         Some(read_back::sum(task, surveys.filter_map(|s| Some((s.findings.clone()?, s.beyond)))))
+    }
+
+    /// When the first operation was issued, Unix milliseconds; `None` before.
+    pub fn began_unix_ms(&self) -> Option<u64> {
+        Some(self.shared.began_unix_ms.load(Ordering::Relaxed)).filter(|ms| *ms != u64::MAX)
     }
 
     /// Load threads.

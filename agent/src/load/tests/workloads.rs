@@ -113,9 +113,13 @@ fn a_schedule_begins_operations_at_their_time_however_slow_answers_are() {
         }
         ok()
     });
-    let spec = ShareSpec { rate: Some(500.0), ..spec(1, ShareUntil::Writes(200)) };
+    let begin = Instant::now() + Duration::from_millis(300);
+    let earliest_unix_ms = crate::clock::now_unix_ms() + 299;
+    let spec = ShareSpec { rate: Some(500.0), begin, ..spec(1, ShareUntil::Writes(200)) };
     let bench = Bench::to(spec, &[server.addr]);
+    assert_eq!(bench.handle.began_unix_ms(), None);
     let counts = bench.close();
+    assert!(bench.handle.began_unix_ms() >= Some(earliest_unix_ms), "nothing is issued before its begin");
     assert_eq!(counts.acked, 200);
     // The last was due 398 ms after the first, and nothing begins before it is due.
     assert!(counts.active_us >= 398_000, "{} µs", counts.active_us);
