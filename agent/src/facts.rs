@@ -148,25 +148,7 @@ struct PackedCounts(u16, u32, bool, Vec<u64>);
 
 impl From<EpochCounts> for PackedCounts {
     fn from(EpochCounts { share, epoch, closed, counts }: EpochCounts) -> Self {
-        // Without `..`: a field that is added must be added here too.
-        let Counts {
-            issued,
-            acked,
-            failed,
-            unknown,
-            moved,
-            asked,
-            retried,
-            cpu_us,
-            active_us,
-            missed,
-            warm_acked,
-            warm_us,
-        } = counts;
-        let mut words = vec![
-            issued, acked, active_us, cpu_us, moved, unknown, failed, retried, missed, warm_acked, warm_us,
-            asked,
-        ];
+        let mut words = counts.to_words().to_vec();
         let used = words.iter().rposition(|word| *word > 0).map_or(0, |last| last + 1);
         words.truncate(used);
         Self(share, epoch, closed, words)
@@ -175,23 +157,8 @@ impl From<EpochCounts> for PackedCounts {
 
 impl From<PackedCounts> for EpochCounts {
     fn from(PackedCounts(share, epoch, closed, words): PackedCounts) -> Self {
-        let mut words = words.into_iter();
-        let mut next = || words.next().unwrap_or(0);
-        // In the order of the packing: struct expressions are evaluated as they are written.
-        let counts = Counts {
-            issued: next(),
-            acked: next(),
-            active_us: next(),
-            cpu_us: next(),
-            moved: next(),
-            unknown: next(),
-            failed: next(),
-            retried: next(),
-            missed: next(),
-            warm_acked: next(),
-            warm_us: next(),
-            asked: next(),
-        };
+        let word = |at: usize| words.get(at).copied().unwrap_or(0);
+        let counts = Counts::from_words(std::array::from_fn(word));
         Self { share, epoch, closed, counts }
     }
 }

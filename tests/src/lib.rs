@@ -7,6 +7,7 @@
 
 pub mod mesh;
 pub mod process;
+pub mod run;
 pub mod wait;
 
 pub use mesh::{Mesh, MeshBuilder};

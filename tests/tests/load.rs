@@ -4,21 +4,12 @@
 use std::process::Child;
 use std::time::Duration;
 
-use redmesh_tests::{Mesh, MeshBuilder, process, until};
+use redmesh_tests::run::{assert_accounted, count, formed};
+use redmesh_tests::{Mesh, process, until};
 use rustix::process::Signal;
 use serde_json::Value;
 
 const LONG: Duration = Duration::from_secs(120);
-
-fn formed(hosts: usize, per_host: &str) -> Mesh {
-    let mesh = MeshBuilder::new(hosts).servers_outlive_agents().ready();
-    mesh.ok_at(0, &["cluster", "create", "--instances-per-host", per_host]);
-    mesh
-}
-
-fn count(value: &Value) -> u64 {
-    value.as_u64().unwrap_or_else(|| panic!("{value} is not a count"))
-}
 
 fn until_acked(mesh: &Mesh, host: usize, acked: u64) {
     until(&format!("{acked} acked operations"), LONG, || {
@@ -34,12 +25,6 @@ fn until_state(mesh: &Mesh, host: usize, state: &str) -> Value {
         let run: Value = serde_json::from_slice(&output.stdout).ok()?;
         (run["run"]["state"] == state).then_some(run)
     })
-}
-
-fn assert_closed(run: &Value) {
-    let figures = &run["run"];
-    let parts = count(&figures["acked"]) + count(&figures["failed"]) + count(&figures["unknown"]);
-    assert_eq!(count(&figures["issued"]), parts, "{run}");
 }
 
 /// redis-cli as a process of its own: resharding takes as long as it takes.
@@ -79,7 +64,7 @@ fn a_server_killed_an_agent_killed_and_slots_migrated_and_the_ledger_closes() {
     mesh.start_agent(killed_agent);
 
     let run = until_state(&mesh, coordinator, "completed");
-    assert_closed(&run);
+    assert_accounted(&run);
     assert_eq!(count(&run["run"]["issued"]), 1_200_000, "{run}");
     assert!(count(&run["run"]["moved"]) > 0, "slots have moved: {run}");
     let ledger = &run["ledger"];
@@ -118,7 +103,7 @@ fn a_dead_hosts_rest_is_taken_over_and_its_return_makes_the_account_exact() {
     assert_eq!(taken["takeovers"][0]["from"], format!("host-{}", dead + 1), "{taken}");
     mesh.start_agent(dead);
     let run = until_state(&mesh, coordinator, "completed");
-    assert_closed(&run);
+    assert_accounted(&run);
     // What the dead host issued after its last word comes on top; nothing is missing.
     assert!(count(&run["run"]["issued"]) >= 900_000, "{run}");
     assert_eq!(run["ledger"]["ok"], true, "{run}");
@@ -149,7 +134,7 @@ fn workloads_are_data_and_mistakes_are_named_by_line() {
                 "1",
             ],
         );
-        assert_closed(&run);
+        assert_accounted(&run);
         assert_eq!(
             (count(&run["run"]["acked"]), &run["ledger"]["ok"]),
             (20_000, &Value::Bool(true)),
@@ -179,7 +164,7 @@ fn an_open_loop_keeps_its_rate_and_tells_both_latencies() {
         0,
         &["run", "start", "--workers", "100", "--rate", "2000", "--writes", "8000", "--pipeline", "2"],
     );
-    assert_closed(&run);
+    assert_accounted(&run);
     let figures = &run["run"];
     assert_eq!(count(&figures["acked"]), 8_000, "{run}");
     // 8000 are due over 4 seconds, and none begins before it is due.
@@ -239,6 +224,6 @@ fn a_host_is_given_a_share_of_a_run_that_is_going_on() {
     });
     mesh.ok_at(2, &["run", "stop"]);
     let run = until_state(&mesh, 0, "stopped");
-    assert_closed(&run);
+    assert_accounted(&run);
     assert_eq!((count(&run["run"]["workers"]), &run["ledger"]["ok"]), (15, &Value::Bool(true)), "{run}");
 }

@@ -86,6 +86,11 @@ pub struct ReadBack {
     pub per_million: u32,
 }
 
+impl ReadBack {
+    /// All keys, in [`ReadBack::per_million`].
+    pub const ALL: u32 = 1_000_000;
+}
+
 /// When a run is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -181,6 +186,9 @@ pub struct Counts {
 }
 
 impl Counts {
+    /// Numbers that it consists of.
+    pub const WORDS: usize = 12;
+
     /// Operations per second after warm-up.
     pub fn per_second(&self) -> f64 {
         match self.active_us.saturating_sub(self.warm_us) {
@@ -207,19 +215,50 @@ impl Counts {
     }
 
     fn zip(self, other: Self, f: impl Fn(u64, u64) -> u64) -> Self {
+        let (own, others) = (self.to_words(), other.to_words());
+        Self::from_words(std::array::from_fn(|at| f(own[at], others[at])))
+    }
+
+    /// As numbers in a fixed order, `issued` first and those that are mostly 0 last.
+    pub fn to_words(self) -> [u64; Self::WORDS] {
+        // Without `..`: a field that is added must be added here too.
+        let Self {
+            issued,
+            acked,
+            failed,
+            unknown,
+            moved,
+            asked,
+            retried,
+            cpu_us,
+            active_us,
+            missed,
+            warm_acked,
+            warm_us,
+        } = self;
+        [
+            issued, acked, active_us, cpu_us, moved, unknown, failed, retried, missed, warm_acked, warm_us,
+            asked,
+        ]
+    }
+
+    /// From numbers in the same order.
+    pub fn from_words(words: [u64; Self::WORDS]) -> Self {
+        let [issued, acked, active_us, cpu_us, moved, unknown, failed, retried, more @ ..] = words;
+        let [missed, warm_acked, warm_us, asked] = more;
         Self {
-            issued: f(self.issued, other.issued),
-            acked: f(self.acked, other.acked),
-            failed: f(self.failed, other.failed),
-            unknown: f(self.unknown, other.unknown),
-            moved: f(self.moved, other.moved),
-            asked: f(self.asked, other.asked),
-            retried: f(self.retried, other.retried),
-            cpu_us: f(self.cpu_us, other.cpu_us),
-            active_us: f(self.active_us, other.active_us),
-            missed: f(self.missed, other.missed),
-            warm_acked: f(self.warm_acked, other.warm_acked),
-            warm_us: f(self.warm_us, other.warm_us),
+            issued,
+            acked,
+            failed,
+            unknown,
+            moved,
+            asked,
+            retried,
+            cpu_us,
+            active_us,
+            missed,
+            warm_acked,
+            warm_us,
         }
     }
 }

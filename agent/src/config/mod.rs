@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use redmesh_api::level::BUS_PORT_OFFSET;
+use redmesh_api::limits::THREADS_PER_HOST_MAX;
 
 pub use raw::Overrides;
 
@@ -24,7 +25,7 @@ pub use raw::Overrides;
 const GOSSIP_INTERVAL_MS: std::ops::RangeInclusive<u64> = 20..=5_000;
 
 /// Load threads of one host; a core each, so more than any host has is a slip.
-const LOAD_THREADS_MAX: usize = 256;
+const LOAD_THREADS_MAX: usize = THREADS_PER_HOST_MAX as usize;
 
 /// Everything that an agent is told.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -14,8 +14,7 @@ use super::runs;
 use crate::census::Hosts;
 use crate::coordinator::account;
 
-/// What stands for all keys in [`ReadBack::per_million`].
-const ALL: u32 = 1_000_000;
+const ALL: u32 = ReadBack::ALL;
 
 /// The run that is to be read back. The latest is the latest that has written something:
 /// whoever verifies twice means the same one.

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use mio::unix::SourceFd;
 use mio::{Interest, Poll, Waker};
-use redmesh_api::limits::{PIPELINE_MAX, WORKERS_MAX};
+use redmesh_api::limits::{PIPELINE_MAX, THREADS_PER_HOST_MAX, WORKERS_MAX};
 use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
 use tokio::sync::{mpsc, watch};
 
@@ -19,7 +19,7 @@ use super::ledger::Ledger;
 use super::routing::SlotMap;
 use super::shared::{Command, Figures, ShareView, Shared};
 use super::thread::{DUE, LoadThread, Setup, WAKE};
-use super::{Limits, LoadError, ShareSpec, ShareUntil, THREADS_MAX, quota};
+use super::{Limits, LoadError, ShareSpec, ShareUntil, quota};
 use crate::stats::recorder::Recorder;
 
 /// Starts shares.
@@ -131,7 +131,7 @@ fn check(spec: &ShareSpec) -> Result<(), LoadError> {
     let bounded = |what, got: u64, min, max| {
         if (min..=max).contains(&got) { Ok(()) } else { Err(LoadError::OutOfBounds { what, got, min, max }) }
     };
-    bounded("threads of a share", spec.threads as u64, 1, THREADS_MAX as u64)?;
+    bounded("threads of a share", spec.threads as u64, 1, THREADS_PER_HOST_MAX.into())?;
     bounded("workers of a share", u64::from(spec.workers), 0, u64::from(WORKERS_MAX))?;
     bounded("outstanding operations of a worker", spec.pipeline.into(), 1, PIPELINE_MAX.into())?;
     let last = u64::from(spec.first_worker) + u64::from(spec.workers);

@@ -17,10 +17,9 @@ use std::sync::Arc;
 
 use crc::{CRC_64_XZ, Crc};
 use redmesh_api::ids::{HostId, RunId};
+use redmesh_api::limits::THREADS_PER_HOST_MAX;
 use redmesh_api::run::Counts;
 use uuid::Uuid;
-
-use super::THREADS_MAX;
 
 /// Suffix of ledger files.
 pub const EXTENSION: &str = "ledger";
@@ -35,7 +34,7 @@ const RECORD_BYTES: usize = 128;
 const CHECKSUM_AT: usize = RECORD_BYTES - 8;
 
 const MAGIC: [u8; 8] = *b"RMLEDGER";
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 static CHECKSUM: Crc<u64> = Crc::<u64>::new(&CRC_64_XZ);
 
@@ -138,46 +137,16 @@ impl Ledger {
 impl LedgerSlot {
     /// Overwrites the slot.
     pub fn write(&mut self, counts: &Counts, closed: bool) -> Result<(), LedgerError> {
-        for (field, value) in self.record.chunks_exact_mut(8).zip(to_words(counts)) {
+        for (field, value) in self.record.chunks_exact_mut(8).zip(counts.to_words()) {
             field.copy_from_slice(&value.to_le_bytes());
         }
-        self.record[8 * WORDS] = u8::from(closed);
+        self.record[8 * Counts::WORDS] = u8::from(closed);
         seal(&mut self.record);
         self.file.write_all_at(&self.record, self.offset).map_err(|source| LedgerError::Io {
             path: self.path.to_path_buf(),
             op: "write",
             source,
         })
-    }
-}
-
-/// Counts in a slot.
-pub(super) const WORDS: usize = 12;
-
-/// Counts in the order of a slot: `issued` first.
-pub(super) fn to_words(c: &Counts) -> [u64; WORDS] {
-    let Counts { issued, acked, failed, unknown, moved, asked, retried, cpu_us, active_us, .. } = *c;
-    let Counts { missed, warm_acked, warm_us, .. } = *c;
-    [issued, acked, failed, unknown, moved, asked, retried, cpu_us, active_us, missed, warm_acked, warm_us]
-}
-
-/// The other way round.
-pub(super) fn from_words(words: [u64; WORDS]) -> Counts {
-    let [issued, acked, failed, unknown, moved, asked, retried, cpu_us, active_us, more @ ..] = words;
-    let [missed, warm_acked, warm_us] = more;
-    Counts {
-        issued,
-        acked,
-        failed,
-        unknown,
-        moved,
-        asked,
-        retried,
-        cpu_us,
-        active_us,
-        missed,
-        warm_acked,
-        warm_us,
     }
 }
 
@@ -204,7 +173,7 @@ pub fn recover(path: &Path) -> Result<Recovered, LedgerError> {
     let corrupt = |what: String| LedgerError::Corrupt { path: path.into(), what };
     let file = File::open(path).map_err(io_error("open"))?;
     let len = file.metadata().map_err(io_error("stat"))?.len();
-    let len_max = (RECORD_BYTES * (1 + THREADS_MAX)) as u64;
+    let len_max = (RECORD_BYTES * (1 + usize::from(THREADS_PER_HOST_MAX))) as u64;
     if len < RECORD_BYTES as u64 || len > len_max || len % RECORD_BYTES as u64 != 0 {
         return Err(corrupt(format!("{len} bytes is no ledger's size")));
     }
@@ -238,14 +207,14 @@ pub fn recover(path: &Path) -> Result<Recovered, LedgerError> {
         if !is_sealed(slot) {
             return Err(corrupt(format!("checksum of thread {index} does not match")));
         }
-        let mut counts = from_words(std::array::from_fn(|i| word(slot, i)));
+        let mut counts = Counts::from_words(std::array::from_fn(|i| word(slot, i)));
         let accounted = [counts.acked, counts.failed, counts.unknown]
             .into_iter()
             .try_fold(0u64, |sum, count| sum.checked_add(count))
             .filter(|sum| *sum <= counts.issued)
             .ok_or_else(|| corrupt(format!("thread {index} accounts for more than it issued")))?;
         let open = counts.issued - accounted;
-        let closed = slot[8 * WORDS] == 1;
+        let closed = slot[8 * Counts::WORDS] == 1;
         if closed && open > 0 {
             return Err(corrupt(format!("thread {index} is closed with {open} writes open")));
         }
@@ -258,7 +227,7 @@ pub fn recover(path: &Path) -> Result<Recovered, LedgerError> {
 }
 
 fn checked_sum(a: Counts, b: Counts) -> Option<Counts> {
-    let (wa, wb) = (to_words(&a), to_words(&b));
+    let (wa, wb) = (a.to_words(), b.to_words());
     wa.iter().zip(&wb).all(|(x, y)| x.checked_add(*y).is_some()).then(|| a.plus(b))
 }
 

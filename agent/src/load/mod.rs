@@ -55,9 +55,6 @@ pub const DRAIN_MAX: Duration = Duration::from_secs(30);
 /// A connection attempt may take so long.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Load threads of one share.
-pub const THREADS_MAX: usize = 256;
-
 /// One share of a run, in one epoch (life of the agent).
 #[derive(Debug, Clone)]
 pub struct ShareSpec {

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
 
-use redmesh_api::run::Findings;
+use redmesh_api::run::{Findings, ReadBack};
 
 use super::ReadBackTask;
 use super::workload::{Digits, KeyPrefix, is_value_of, worker_uuid};
@@ -21,8 +21,7 @@ const EXAMPLES_MAX: usize = 5;
 /// Missing keys in a row after which a lane is followed no further.
 const MISSES_MAX: u8 = 32;
 
-/// All keys, in millionths.
-pub const ALL: u32 = 1_000_000;
+const ALL: u32 = ReadBack::ALL;
 
 /// What should be under a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,7 +15,6 @@ use mio::Waker;
 use redmesh_api::run::{Counts, ErrorCount, Findings};
 use redmesh_api::workload::Keys;
 
-use super::ledger::{WORDS, from_words, to_words};
 use super::read_back;
 use super::written::{EXCEPTIONS_MAX, Exception, Written};
 use super::{ShareSpec, Task};
@@ -44,7 +43,7 @@ pub(super) enum Command {
 #[derive(Debug)]
 #[repr(align(128))]
 pub(super) struct Figures {
-    counts: [AtomicU64; WORDS],
+    counts: [AtomicU64; Counts::WORDS],
     survey: Mutex<Survey>,
     closed: AtomicBool,
     recorder: RecorderView,
@@ -79,7 +78,7 @@ impl Figures {
 
     /// Stores all counts; `issued` first, so that no reader sees more answers than writes.
     pub fn publish(&self, c: &Counts) {
-        for (cell, value) in self.counts.iter().zip(to_words(c)) {
+        for (cell, value) in self.counts.iter().zip(c.to_words()) {
             cell.store(value, Ordering::Release);
         }
     }
@@ -99,11 +98,11 @@ impl Figures {
 
     fn counts(&self) -> Counts {
         // In the reverse order of publish.
-        let mut values = [0; WORDS];
+        let mut values = [0; Counts::WORDS];
         for (value, cell) in values.iter_mut().zip(&self.counts).rev() {
             *value = cell.load(Ordering::Acquire);
         }
-        from_words(values)
+        Counts::from_words(values)
     }
 
     /// Closes the account of a thread that died: what was published is at least what

@@ -127,8 +127,7 @@ struct Inner {
 }
 
 impl Store {
-    /// Opens, or makes, the file in `state_dir`.
-    /// Opens the file, or begins one; `in_mesh` says that there was one.
+    /// Opens the file in `state_dir`, or makes it; `in_mesh` says that there was one.
     pub(super) async fn open(state_dir: &Path, in_mesh: bool) -> Result<Self, StoreError> {
         let path = state_dir.join(FILE_NAME);
         if in_mesh && std::fs::metadata(&path).map_or(0, |file| file.len()) == 0 {

@@ -52,7 +52,7 @@ impl RunReport {
         write!(to, "run {}  ", run.id.get(..8).unwrap_or(&run.id))?;
         match &self.spec.job {
             Job::Load(workload) => write!(to, "{}", workload.name)?,
-            Job::ReadBack(ReadBack { of, per_million: 1_000_000.., .. }) => {
+            Job::ReadBack(ReadBack { of, per_million: ReadBack::ALL.., .. }) => {
                 write!(to, "verify of {of}, all keys")?;
             }
             Job::ReadBack(ReadBack { of, per_million, .. }) => {
