@@ -7,6 +7,9 @@ use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use redmesh_api::codec;
+use serde::Serialize;
+
 /// Mode of files that may hold what only the agent's user is to know.
 pub const PRIVATE: u32 = 0o600;
 
@@ -41,6 +44,15 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
         Some(dir) => File::open(dir)?.sync_all(),
         None => Ok(()),
     }
+}
+
+/// Keeps `value` at `path`, encoded, for the agent's user alone.
+///
+/// # Errors
+/// In words: what could not be written, and where.
+pub fn keep(path: &Path, value: &impl Serialize) -> Result<(), String> {
+    let bytes = codec::encode(value).map_err(|error| crate::error_chain(&error))?;
+    replace(path, &bytes, PRIVATE).map_err(|error| format!("can't write {}: {error}", path.display()))
 }
 
 #[cfg(test)]

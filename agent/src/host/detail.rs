@@ -94,10 +94,7 @@ pub fn path(dir: &Path, epoch: u32) -> PathBuf {
 /// # Errors
 /// In words: what could not be written, and where.
 pub fn save(dir: &Path, detail: &ShareDetail) -> Result<(), String> {
-    let path = path(dir, detail.epoch);
-    let bytes = codec::encode(detail).map_err(|error| crate::error_chain(&error))?;
-    crate::files::replace(&path, &bytes, crate::files::PRIVATE)
-        .map_err(|error| format!("can't write {}: {error}", path.display()))
+    crate::files::keep(&path(dir, detail.epoch), detail)
 }
 
 /// A kept detail, the last before its agent ended; `None` if there is none or it is

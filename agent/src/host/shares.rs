@@ -402,7 +402,7 @@ impl Shares {
                 dir.display()
             ));
         }
-        Ok(ReadBackTask { written, per_million: read.per_million, acked_beyond })
+        Ok(ReadBackTask::new(written, read.per_million, acked_beyond))
     }
 
     /// Publishes the counts of all shares that the mesh still waits for.

@@ -103,13 +103,22 @@ pub enum Task {
 /// What is read back, and how much of it.
 #[derive(Debug)]
 pub struct ReadBackTask {
-    /// One per epoch.
+    /// One per epoch, its exceptions sorted.
     pub written: Vec<Written>,
-    /// About so many of each 1,000,000 keys; 1,000,000 is all.
-    pub per_million: u32,
-    /// Acked writes that the epochs' ledgers have and the files of written keys don't:
-    /// those of a killed agent's last second.
-    pub acked_beyond: u64,
+    per_million: u32,
+    acked_beyond: u64,
+}
+
+impl ReadBackTask {
+    /// `written` has one per epoch. About `per_million` of each 1,000,000 keys are read;
+    /// 1,000,000 is all. `acked_beyond` are acked writes that the epochs' ledgers have and
+    /// the files of written keys don't: those of a killed agent's last second.
+    pub fn new(mut written: Vec<Written>, per_million: u32, acked_beyond: u64) -> Self {
+        for epoch in &mut written {
+            epoch.exceptions.sort_unstable_by_key(|exception| (exception.lane, exception.index));
+        }
+        Self { written, per_million, acked_beyond }
+    }
 }
 
 /// A password of the servers' default user; never shown.

@@ -155,11 +155,7 @@ impl Cursor {
                 None => {
                     self.findings.lost += 1;
                     self.example(asked, "is not there");
-                    let lost = &mut self.findings.lost_at;
-                    match lost.iter_mut().find(|(addr, _)| *addr == server) {
-                        Some((_, count)) => *count += 1,
-                        None => lost.push((server, 1)),
-                    }
+                    add_lost(&mut self.findings, server, 1);
                 }
             },
             Expectation::Unknown => match value {
@@ -185,6 +181,13 @@ impl Cursor {
     }
 }
 
+fn add_lost(findings: &mut Findings, server: SocketAddr, more: u64) {
+    match findings.lost_at.iter_mut().find(|(known, _)| *known == server) {
+        Some((_, count)) => *count += more,
+        None => findings.lost_at.push((server, more)),
+    }
+}
+
 /// What all threads have found together.
 ///
 /// Of what was found beyond the files, as many are acked writes as the ledgers have more
@@ -199,12 +202,7 @@ pub fn sum(task: &ReadBackTask, parts: impl Iterator<Item = (Findings, u64)>) ->
         sum.lost += part.lost;
         sum.arrived += part.arrived;
         sum.not_arrived += part.not_arrived;
-        for (addr, count) in part.lost_at {
-            match sum.lost_at.iter_mut().find(|(known, _)| *known == addr) {
-                Some((_, known)) => *known += count,
-                None => sum.lost_at.push((addr, count)),
-            }
-        }
+        part.lost_at.into_iter().for_each(|(server, count)| add_lost(&mut sum, server, count));
         sum.examples.extend(part.examples);
     }
     sum.examples.truncate(EXAMPLES_MAX);
@@ -240,10 +238,12 @@ impl LaneCursor {
         let (written, lane) = (&task.written[epoch], lane as u32);
         let ended = written.ended[lane as usize];
         let lap = written.wrap.map_or(u64::MAX, |wrap| lap(wrap, written.pipeline, lane));
+        let all = &written.exceptions;
+        let first = all.partition_point(|exception| exception.lane < lane);
+        let of_lane = all[first..].iter().take_while(|exception| exception.lane == lane);
         // What failed in one lap was written in another.
-        let of_lane = written.exceptions.iter().filter(|exception| exception.lane == lane && ended <= lap);
-        let mut exceptions: Vec<_> = of_lane.map(|exception| (exception.index, exception.unknown)).collect();
-        exceptions.sort_unstable();
+        let of_lane = of_lane.filter(|_| ended <= lap);
+        let exceptions = of_lane.map(|exception| (exception.index, exception.unknown)).collect();
         Self {
             epoch: epoch as u32,
             lane,

@@ -66,10 +66,7 @@ impl Written {
     /// # Errors
     /// In words: what could not be written, and where.
     pub fn save(&self, dir: &Path) -> Result<(), String> {
-        let path = path(dir, self.epoch);
-        let bytes = codec::encode(self).map_err(|error| crate::error_chain(&error))?;
-        crate::files::replace(&path, &bytes, crate::files::PRIVATE)
-            .map_err(|error| format!("can't write {}: {error}", path.display()))
+        crate::files::keep(&path(dir, self.epoch), self)
     }
 
     /// What is kept of an epoch.

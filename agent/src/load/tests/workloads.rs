@@ -178,7 +178,7 @@ fn store(lose: impl Fn(&str) -> bool + Send + Sync + 'static) -> FakeServer {
 }
 
 fn read_back(server: &FakeServer, written: Vec<Written>, per_million: u32, acked_beyond: u64) -> Findings {
-    let task = ReadBackTask { written, per_million, acked_beyond };
+    let task = ReadBackTask::new(written, per_million, acked_beyond);
     let task = Task::ReadBack(Arc::new(task));
     let spec = ShareSpec { task, epoch: 9, threads: 2, ..spec(5, ShareUntil::Exhausted) };
     let bench = Bench::to(spec, &[server.addr]);
