@@ -62,7 +62,7 @@ fn metrics_are_served(ip: &str) {
     assert!(http_get(ip, "/readyz").starts_with("HTTP/1.1 200"));
     let instance = format!("redis_up{{instance_addr=\"{ip}:6382\"}} 1");
     let expected =
-        ["redmesh_members_alive 3", "redmesh_plan_stage 3", "redis_memory_used_bytes{", instance.as_str()];
+        ["redmesh_members_alive 3", "redmesh_plan_stage 4", "redis_memory_used_bytes{", instance.as_str()];
     until(&format!("/metrics to show {expected:?}"), Duration::from_secs(30), || {
         let text = http_get(ip, "/metrics");
         expected.iter().all(|line| text.contains(line)).then_some(())

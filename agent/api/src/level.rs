@@ -5,6 +5,7 @@
 //! under its [`Stamp`], which is the fence: a host that has seen a newer stamp
 //! refuses an older one, whoever brings it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
@@ -52,27 +53,69 @@ pub struct Level {
 }
 
 /// What a person asks of `cluster create`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterSpec {
     /// redis-servers on each host.
     pub instances_per_host: u16,
+    /// Hosts that bear another number of them, by name; 0 leaves a host out.
+    pub instances_of: BTreeMap<String, u16>,
     /// Replicas of each primary.
     pub replicas: u8,
     /// `cluster-node-timeout` in milliseconds; `None` lets the plan derive it from
     /// the cluster's size.
     pub node_timeout_ms: Option<u32>,
+    /// Whose the servers are.
+    pub servers: Servers,
+    /// How the cluster is to be formed; `None` leaves it to what the servers allow.
+    pub formation: Option<Formation>,
+}
+
+impl ClusterSpec {
+    /// redis-servers that the host `name` is to bear.
+    pub fn instances_on(&self, name: &str) -> u16 {
+        self.instances_of.get(name).copied().unwrap_or(self.instances_per_host)
+    }
+}
+
+/// Who starts and watches the redis-servers of a cluster.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Servers {
+    /// The agents, in directories of their own.
+    #[default]
+    Supervised,
+    /// Somebody else: they run already, empty and in cluster mode, at the planned ports.
+    /// Agents join and watch them, and neither start nor stop any.
+    Existing,
+}
+
+/// How servers become a cluster.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Formation {
+    /// Each server starts with a complete `nodes.conf`, and all are released together.
+    #[default]
+    Seeded,
+    /// Running servers are given their slots and epochs, and introduced to each other by
+    /// `CLUSTER MEET`.
+    Meet,
 }
 
 /// How far a plan has been carried out. Stages only advance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PlanStage {
-    /// Hosts write their instances' directories, start the servers and hold each
-    /// one (SIGSTOP) as soon as its bus port listens.
+    /// Seeded: hosts write their instances' directories, start the servers and hold each
+    /// one (SIGSTOP) as soon as its bus port listens. Meet: all servers run and are
+    /// empty; the plan has no node ids yet.
     Prepare,
-    /// All hosts held all of theirs: they release them (SIGCONT) and watch their
-    /// instances' views converge.
+    /// Seeded: all hosts held all of theirs; they release them (SIGCONT) and watch their
+    /// instances' views converge. Meet: the servers' own node ids are in the plan; hosts
+    /// set epochs and slots and introduce their instances to the others.
     Release,
+    /// Meet alone, and only where there are replicas: every instance knows every other;
+    /// replicas are told whom to follow.
+    Replicate,
     /// Every instance has agreed once. From here on instances are kept running.
     Formed,
 }
@@ -86,6 +129,8 @@ pub struct ClusterPlan {
     pub spec: ClusterSpec,
     /// `cluster-node-timeout` of all instances, in milliseconds.
     pub node_timeout_ms: u32,
+    /// How it is carried out.
+    pub formation: Formation,
     /// How far it has got.
     pub stage: PlanStage,
     /// Hosts that bear instances, in the order in which [`PlannedInstance::host`]
@@ -95,8 +140,29 @@ pub struct ClusterPlan {
     pub instances: Vec<PlannedInstance>,
     /// When the plan was committed, Unix milliseconds by the coordinator's clock.
     pub created_unix_ms: u64,
-    /// When every instance had agreed, likewise.
-    pub formed_unix_ms: Option<u64>,
+    /// The further stages, in the order in which they were reached.
+    pub reached: Vec<StageReached>,
+    /// How the instances' views became one; known when it is formed.
+    pub convergence: Option<Convergence>,
+}
+
+/// When a plan reached a stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StageReached {
+    /// Which.
+    pub stage: PlanStage,
+    /// Unix milliseconds by the clock of the coordinator of then.
+    pub at_unix_ms: u64,
+}
+
+/// How the instances' views became one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Convergence {
+    /// Instances that had agreed by the end of the first, second, … second since
+    /// [`PlanStage::Release`]; at most [`crate::limits::CONVERGENCE_S_MAX`] seconds.
+    pub agreed_by_s: Vec<u32>,
+    /// Instances whose time of agreeing nobody knows: their agent was restarted meanwhile.
+    pub unknown: u32,
 }
 
 /// A host as the plan knows it.
@@ -190,6 +256,14 @@ impl ClusterPlan {
     /// The instances that `host` is to run.
     pub fn instances_of(&self, host: HostId) -> impl Iterator<Item = &PlannedInstance> {
         self.instances.iter().filter(move |i| self.host_of(i).id == host)
+    }
+
+    /// When the plan reached `stage`, Unix milliseconds; [`PlanStage::Prepare`] at its creation.
+    pub fn reached_unix_ms(&self, stage: PlanStage) -> Option<u64> {
+        if stage == PlanStage::Prepare {
+            return Some(self.created_unix_ms);
+        }
+        self.reached.iter().find(|reached| reached.stage == stage).map(|reached| reached.at_unix_ms)
     }
 
     /// Number of primaries.

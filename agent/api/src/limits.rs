@@ -30,3 +30,6 @@ pub const THREADS_PER_HOST_MAX: u16 = 256;
 
 /// Shares of one run, those that were taken over or added included.
 pub const SHARES_MAX: usize = 10_000;
+
+/// Seconds of a formation's convergence that a plan keeps; later ones count into the last.
+pub const CONVERGENCE_S_MAX: usize = 600;

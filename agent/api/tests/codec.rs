@@ -20,7 +20,12 @@ fn plan() -> ClusterPlan {
     };
     ClusterPlan {
         id: PlanId(Uuid::from_u128(1)),
-        spec: ClusterSpec { instances_per_host: 2, replicas: 1, node_timeout_ms: Some(5000) },
+        spec: ClusterSpec {
+            instances_per_host: 2,
+            replicas: 1,
+            node_timeout_ms: Some(5000),
+            ..Default::default()
+        },
         node_timeout_ms: 5000,
         stage: PlanStage::Release,
         hosts: vec![PlannedHost {
@@ -37,7 +42,9 @@ fn plan() -> ClusterPlan {
             instance(6380, PlannedRole::Replica { primary: 0 }),
         ],
         created_unix_ms: 1,
-        formed_unix_ms: Some(2),
+        formation: Formation::Meet,
+        reached: vec![StageReached { stage: PlanStage::Formed, at_unix_ms: 2 }],
+        convergence: Some(Convergence { agreed_by_s: vec![1, 2], unknown: 1 }),
     }
 }
 

@@ -14,7 +14,8 @@ use rand::Rng;
 use rand::seq::SliceRandom;
 use redmesh_api::ids::{HostId, NodeId, PlanId};
 use redmesh_api::level::{
-    BUS_PORT_OFFSET, ClusterPlan, ClusterSpec, PlanStage, PlannedHost, PlannedInstance, PlannedRole, SLOTS,
+    BUS_PORT_OFFSET, ClusterPlan, ClusterSpec, Formation, PlanStage, PlannedHost, PlannedInstance,
+    PlannedRole, SLOTS,
 };
 use redmesh_api::limits::INSTANCES_PER_HOST_MAX;
 
@@ -230,7 +231,9 @@ pub fn plan(input: PlanInput, rng: &mut impl Rng) -> Result<ClusterPlan, PlanErr
         hosts: input.hosts,
         instances: placed.into_iter().flatten().collect(),
         created_unix_ms: input.created_unix_ms,
-        formed_unix_ms: None,
+        formation: Formation::Seeded,
+        reached: Vec::new(),
+        convergence: None,
     })
 }
 

@@ -5,7 +5,7 @@
 //! runs and in bytes, because it travels whole.
 
 use redmesh_api::codec;
-use redmesh_api::level::{ClusterPlan, Level, PlanStage, Stamp};
+use redmesh_api::level::{ClusterPlan, Level, PlanStage, StageReached, Stamp};
 use redmesh_api::limits::{FRAME_BYTES_MAX, RUNS_KEPT_MAX, SHARES_MAX};
 use redmesh_api::run::{Job, Run, RunResult, RunStage, Share};
 
@@ -50,8 +50,8 @@ fn change(level: &mut Level, command: &Command) -> Applied {
         Command::AdvancePlan { plan, to, at_unix_ms } => match level.plan.as_mut() {
             Some(known) if known.id == *plan => {
                 let applied = advance(&mut known.stage, *to);
-                if applied == Applied::Done && *to == PlanStage::Formed {
-                    known.formed_unix_ms = Some(*at_unix_ms);
+                if applied == Applied::Done {
+                    known.reached.push(StageReached { stage: *to, at_unix_ms: *at_unix_ms });
                 }
                 applied
             }

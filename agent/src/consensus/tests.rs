@@ -324,7 +324,12 @@ async fn a_command_that_no_request_can_carry_is_rejected() {
     let consensus = &cluster.hosts[&leader].consensus;
     let plan = redmesh_api::level::ClusterPlan {
         id: redmesh_api::ids::PlanId(Uuid::from_u128(1)),
-        spec: redmesh_api::level::ClusterSpec { instances_per_host: 1, replicas: 0, node_timeout_ms: None },
+        spec: redmesh_api::level::ClusterSpec {
+            instances_per_host: 1,
+            replicas: 0,
+            node_timeout_ms: None,
+            ..Default::default()
+        },
         node_timeout_ms: 5000,
         stage: redmesh_api::level::PlanStage::Prepare,
         hosts: vec![redmesh_api::level::PlannedHost {
@@ -335,7 +340,9 @@ async fn a_command_that_no_request_can_carry_is_rejected() {
         }],
         instances: Vec::new(),
         created_unix_ms: 1,
-        formed_unix_ms: None,
+        formation: redmesh_api::level::Formation::Seeded,
+        reached: Vec::new(),
+        convergence: None,
     };
     let (applied, _) = consensus.propose(Command::CreatePlan(Box::new(plan))).await.unwrap();
     assert!(matches!(applied, Applied::Rejected(_)));

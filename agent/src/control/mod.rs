@@ -197,7 +197,7 @@ impl Control {
                 }
             })
             .collect();
-        let until_ms = plan.formed_unix_ms.unwrap_or_else(now_unix_ms);
+        let until_ms = plan.reached_unix_ms(PlanStage::Formed).unwrap_or_else(now_unix_ms);
         let since_ms = until_ms.saturating_sub(plan.created_unix_ms);
         let late = plan.stage != PlanStage::Formed && since_ms > formation_deadline_ms(plan.instances.len());
         let overdue = late.then(|| awaited(&plan, &hosts));
@@ -214,7 +214,9 @@ fn awaited(plan: &ClusterPlan, hosts: &[HostProgress]) -> String {
     let reasons = hosts.iter().filter_map(|host| {
         let (have, what) = match plan.stage {
             PlanStage::Prepare => (host.ready, "servers listening"),
-            PlanStage::Release | PlanStage::Formed => (host.agreed, "instances agreed"),
+            PlanStage::Release | PlanStage::Replicate | PlanStage::Formed => {
+                (host.agreed, "instances agreed")
+            }
         };
         let why = match (host.alive, host.problems.first()) {
             (false, _) => " (not heard of: is its agent running?)".to_owned(),

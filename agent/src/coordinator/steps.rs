@@ -99,7 +99,7 @@ fn next_stage(plan: &ClusterPlan, seen: &BTreeMap<HostId, Seen>) -> Option<PlanS
         // An instance that runs already was released under this plan before.
         PlanStage::Prepare => all(|seen| seen.held + seen.up).then_some(PlanStage::Release),
         PlanStage::Release => all(|seen| seen.agreed.min(seen.up)).then_some(PlanStage::Formed),
-        PlanStage::Formed => None,
+        PlanStage::Replicate | PlanStage::Formed => None,
     }
 }
 

@@ -84,7 +84,7 @@ pub fn wanted(
 ) -> Result<WantedLevel, WantedError> {
     let run = match plan.stage {
         PlanStage::Prepare => Run::Held,
-        PlanStage::Release | PlanStage::Formed => Run::Running,
+        PlanStage::Release | PlanStage::Replicate | PlanStage::Formed => Run::Running,
     };
     let mut instances = Vec::new();
     let clients_needed = clients_needed(plan.instances.len());
@@ -280,7 +280,12 @@ mod tests {
             };
             let input = PlanInput {
                 id: PlanId(Uuid::from_u128(7)),
-                spec: ClusterSpec { instances_per_host: 2, replicas, node_timeout_ms: None },
+                spec: ClusterSpec {
+                    instances_per_host: 2,
+                    replicas,
+                    node_timeout_ms: None,
+                    ..Default::default()
+                },
                 hosts: (1..=3).map(host).collect(),
                 created_unix_ms: 1,
                 node_timeout_ms: 5000,

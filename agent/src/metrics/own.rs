@@ -128,7 +128,8 @@ impl AgentGauges {
         let stage = level.plan.as_ref().map_or(0, |plan| match plan.stage {
             PlanStage::Prepare => 1,
             PlanStage::Release => 2,
-            PlanStage::Formed => 3,
+            PlanStage::Replicate => 3,
+            PlanStage::Formed => 4,
         });
         self.plan_stage.set(f64::from(stage));
         let observed = hosts.get(&census.host).map(|me| me.observed.clone()).unwrap_or_default();

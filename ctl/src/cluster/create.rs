@@ -211,7 +211,7 @@ impl Forming {
 
 fn is_through(host: &HostProgress, stage: Option<PlanStage>) -> bool {
     match stage {
-        Some(PlanStage::Release | PlanStage::Formed) => host.agreed == host.planned,
+        Some(PlanStage::Release | PlanStage::Replicate | PlanStage::Formed) => host.agreed == host.planned,
         Some(PlanStage::Prepare) | None => host.ready == host.planned,
     }
 }

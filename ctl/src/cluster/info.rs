@@ -73,6 +73,7 @@ fn headline(plan: &ClusterPlan, since_ms: u64) -> String {
     let stage = match plan.stage {
         PlanStage::Prepare => format!("being prepared for {since}"),
         PlanStage::Release => format!("joining for {since}"),
+        PlanStage::Replicate => format!("setting up replicas for {since}"),
         PlanStage::Formed => format!("formed in {since}"),
     };
     format!(

@@ -68,6 +68,7 @@ impl CreateArgs {
                 instances_per_host: self.instances_per_host,
                 replicas: self.replicas,
                 node_timeout_ms: self.node_timeout,
+                ..ClusterSpec::default()
             },
             deadline: self.deadline,
             wait: !self.no_wait,

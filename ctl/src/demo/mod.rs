@@ -226,7 +226,7 @@ async fn steps(
         spec: ClusterSpec {
             instances_per_host: plan.per_host,
             replicas: options.replicas,
-            node_timeout_ms: None,
+            ..ClusterSpec::default()
         },
         deadline: FORM_DEADLINE_BASE + FORM_DEADLINE_PER_INSTANCE * plan.instances(),
         wait: true,

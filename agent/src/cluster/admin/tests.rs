@@ -87,7 +87,12 @@ fn six() -> ClusterPlan {
     };
     let input = PlanInput {
         id: PlanId(Uuid::from_u128(1)),
-        spec: ClusterSpec { instances_per_host: 2, replicas: 1, node_timeout_ms: Some(5000) },
+        spec: ClusterSpec {
+            instances_per_host: 2,
+            replicas: 1,
+            node_timeout_ms: Some(5000),
+            ..Default::default()
+        },
         hosts: (1..=3).map(host).collect(),
         created_unix_ms: 0,
         node_timeout_ms: 5000,

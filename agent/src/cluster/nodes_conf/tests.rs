@@ -21,7 +21,12 @@ fn small() -> ClusterPlan {
     };
     let input = PlanInput {
         id: PlanId(Uuid::from_u128(1)),
-        spec: ClusterSpec { instances_per_host: 2, replicas: 1, node_timeout_ms: Some(2000) },
+        spec: ClusterSpec {
+            instances_per_host: 2,
+            replicas: 1,
+            node_timeout_ms: Some(2000),
+            ..Default::default()
+        },
         hosts: (1..=3).map(host).collect(),
         created_unix_ms: 0,
         node_timeout_ms: 5000,

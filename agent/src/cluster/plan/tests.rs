@@ -19,7 +19,12 @@ fn host(n: usize) -> PlannedHost {
 fn input(hosts: usize, per_host: u16, replicas: u8) -> PlanInput {
     PlanInput {
         id: PlanId(Uuid::from_u128(7)),
-        spec: ClusterSpec { instances_per_host: per_host, replicas, node_timeout_ms: None },
+        spec: ClusterSpec {
+            instances_per_host: per_host,
+            replicas,
+            node_timeout_ms: None,
+            ..Default::default()
+        },
         hosts: (0..hosts).map(host).collect(),
         created_unix_ms: 1,
         node_timeout_ms: node_timeout_ms(hosts * usize::from(per_host)),

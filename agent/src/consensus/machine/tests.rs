@@ -2,7 +2,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use proptest::prelude::*;
 use redmesh_api::ids::{HostId, MeshId, NodeId, PlanId, RunId};
-use redmesh_api::level::{ClusterSpec, PlannedHost, PlannedInstance, PlannedRole, SlotRange};
+use redmesh_api::level::{ClusterSpec, Formation, PlannedHost, PlannedInstance, PlannedRole, SlotRange};
 use redmesh_api::run::{LatencySummary, Ledger, Outcome, ReadBack, RunSpec, RunUntil, ServerSample, Share};
 use redmesh_api::workload::Workload;
 use uuid::Uuid;
@@ -16,7 +16,7 @@ fn stamp(index: u64) -> Stamp {
 fn plan(id: u128) -> ClusterPlan {
     ClusterPlan {
         id: PlanId(Uuid::from_u128(id)),
-        spec: ClusterSpec { instances_per_host: 1, replicas: 0, node_timeout_ms: None },
+        spec: ClusterSpec { instances_per_host: 1, replicas: 0, node_timeout_ms: None, ..Default::default() },
         node_timeout_ms: 5000,
         stage: PlanStage::Prepare,
         hosts: vec![PlannedHost {
@@ -33,7 +33,9 @@ fn plan(id: u128) -> ClusterPlan {
             role: PlannedRole::Primary { slots: SlotRange { first: 0, last: 16383 }, config_epoch: 1 },
         }],
         created_unix_ms: 1,
-        formed_unix_ms: None,
+        formation: Formation::Seeded,
+        reached: Vec::new(),
+        convergence: None,
     }
 }
 

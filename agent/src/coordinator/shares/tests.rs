@@ -1,5 +1,5 @@
 use redmesh_api::ids::{PlanId, RunId};
-use redmesh_api::level::{ClusterSpec, PlanStage, PlannedHost};
+use redmesh_api::level::{ClusterSpec, Formation, PlanStage, PlannedHost};
 use redmesh_api::run::{ReadBack, RunSpec};
 use redmesh_api::workload::Workload;
 use uuid::Uuid;
@@ -117,13 +117,15 @@ fn plan() -> ClusterPlan {
     };
     ClusterPlan {
         id: PlanId(Uuid::from_u128(5)),
-        spec: ClusterSpec { instances_per_host: 1, replicas: 0, node_timeout_ms: None },
+        spec: ClusterSpec { instances_per_host: 1, replicas: 0, node_timeout_ms: None, ..Default::default() },
         node_timeout_ms: 5000,
         stage: PlanStage::Formed,
         hosts: [A, B, C, D].map(host).to_vec(),
         instances: Vec::new(),
         created_unix_ms: 0,
-        formed_unix_ms: None,
+        formation: Formation::Seeded,
+        reached: Vec::new(),
+        convergence: None,
     }
 }
 

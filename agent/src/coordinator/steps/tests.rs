@@ -1,7 +1,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use redmesh_api::ids::{MeshId, NodeId};
-use redmesh_api::level::{ClusterSpec, PlannedHost, PlannedInstance, PlannedRole, SlotRange};
+use redmesh_api::level::{ClusterSpec, Formation, PlannedHost, PlannedInstance, PlannedRole, SlotRange};
 use redmesh_api::run::{Counts, Run, RunSpec, RunUntil};
 use redmesh_api::workload::Workload;
 use uuid::Uuid;
@@ -28,13 +28,15 @@ fn plan(stage: PlanStage) -> ClusterPlan {
     };
     ClusterPlan {
         id: PlanId(Uuid::from_u128(5)),
-        spec: ClusterSpec { instances_per_host: 2, replicas: 0, node_timeout_ms: None },
+        spec: ClusterSpec { instances_per_host: 2, replicas: 0, node_timeout_ms: None, ..Default::default() },
         node_timeout_ms: 5000,
         stage,
         hosts: vec![host(A, 1), host(B, 2)],
         instances: vec![instance(0, 0), instance(0, 1), instance(1, 0), instance(1, 1)],
         created_unix_ms: 0,
-        formed_unix_ms: None,
+        formation: Formation::Seeded,
+        reached: Vec::new(),
+        convergence: None,
     }
 }
 

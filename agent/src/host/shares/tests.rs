@@ -2,7 +2,9 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 
 use redmesh_api::ids::{NodeId, PlanId};
-use redmesh_api::level::{ClusterSpec, PlanStage, PlannedHost, PlannedInstance, PlannedRole, SlotRange};
+use redmesh_api::level::{
+    ClusterSpec, Formation, PlanStage, PlannedHost, PlannedInstance, PlannedRole, SlotRange,
+};
 use redmesh_api::run::{Counts, RunSpec, RunUntil};
 use redmesh_api::workload::Workload;
 use tempfile::TempDir;
@@ -175,7 +177,7 @@ fn plan(addr: SocketAddr) -> ClusterPlan {
     let slots = SlotRange { first: 0, last: 16383 };
     ClusterPlan {
         id: PlanId(Uuid::from_u128(5)),
-        spec: ClusterSpec { instances_per_host: 1, replicas: 0, node_timeout_ms: None },
+        spec: ClusterSpec { instances_per_host: 1, replicas: 0, node_timeout_ms: None, ..Default::default() },
         node_timeout_ms: 5000,
         stage: PlanStage::Formed,
         hosts: vec![PlannedHost { id: ME, name: "a".to_owned(), ip: addr.ip(), base_port: addr.port() }],
@@ -187,7 +189,9 @@ fn plan(addr: SocketAddr) -> ClusterPlan {
             role: PlannedRole::Primary { slots, config_epoch: 1 },
         }],
         created_unix_ms: 0,
-        formed_unix_ms: None,
+        formation: Formation::Seeded,
+        reached: Vec::new(),
+        convergence: None,
     }
 }
 

@@ -1,5 +1,5 @@
 use redmesh_api::ids::{HostId, NodeId, PlanId};
-use redmesh_api::level::{PlannedHost, PlannedInstance, SlotRange};
+use redmesh_api::level::{Formation, PlannedHost, PlannedInstance, SlotRange};
 
 use super::*;
 
@@ -27,7 +27,7 @@ fn plan(hosts: u16, replicas: u8) -> ClusterPlan {
     }
     ClusterPlan {
         id: PlanId(Default::default()),
-        spec: ClusterSpec { instances_per_host: 1, replicas, node_timeout_ms: None },
+        spec: ClusterSpec { instances_per_host: 1, replicas, node_timeout_ms: None, ..Default::default() },
         node_timeout_ms: 5000,
         stage: PlanStage::Prepare,
         hosts: (0..hosts)
@@ -40,7 +40,9 @@ fn plan(hosts: u16, replicas: u8) -> ClusterPlan {
             .collect(),
         instances,
         created_unix_ms: 0,
-        formed_unix_ms: None,
+        formation: Formation::Seeded,
+        reached: Vec::new(),
+        convergence: None,
     }
 }
 
