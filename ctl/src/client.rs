@@ -197,8 +197,8 @@ impl Client {
             })?;
         match tls::peer_of(&tls::chain_of(&connection)?)? {
             (Role::Host, _) => {}
-            (Role::Operator, name) => {
-                let reason = format!("it presents the certificate of operator {name}, not a host's");
+            (role, name) => {
+                let reason = format!("it presents the certificate of {role} {name}, not a host's");
                 return Err(ClientError::Untrusted { agent: self.agent, reason });
             }
         }

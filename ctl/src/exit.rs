@@ -10,7 +10,7 @@ Exit codes:
   0  done
   1  refused or failed; a ledger that isn't closed; a check that found something
   2  the command line can't be carried out as it stands
-  3  no agent answers, or the mesh has no coordinator at the moment";
+  3  no agent answers, it is busy, or the mesh has no coordinator at the moment";
 
 /// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub enum Exit {
     Failed = 1,
     /// The command line can't be carried out as it stands.
     Usage = 2,
-    /// No agent answers, or the mesh has no coordinator at the moment.
+    /// No agent answers, it is busy, or the mesh has no coordinator at the moment.
     Unreachable = 3,
 }
 

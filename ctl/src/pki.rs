@@ -77,6 +77,9 @@ pub struct IssueArgs {
     /// Name of the operator that the certificate is for
     #[arg(long, value_name = "NAME", conflicts_with = "host")]
     pub operator: Option<String>,
+    /// The operator may look at the mesh and its runs, and change nothing
+    #[arg(long, conflicts_with = "host")]
+    pub read_only: bool,
     /// Days that the certificate is valid
     #[arg(long, default_value_t = LEAF_DAYS, value_parser = clap::value_parser!(u32).range(1..=DAYS_MAX))]
     pub days: u32,
@@ -135,7 +138,7 @@ pub fn run(command: &PkiCommand) -> Result<String> {
         PkiCommand::Issue(args) => {
             let subject = match (&args.host, &args.operator) {
                 (Some(name), None) => Subject::Host { name, ips: &args.ip },
-                (None, Some(name)) => Subject::Operator { name },
+                (None, Some(name)) => Subject::Operator { name, read_only: args.read_only },
                 _ => bail!("give either --host NAME or --operator NAME"),
             };
             let validity = match args.valid_from_days_ago {
@@ -165,7 +168,7 @@ pub fn issue_host(dir: &Path, name: &str, ips: &[IpAddr]) -> Result<PathBuf> {
 /// Issues an operator's identity into `dir/name`, which it returns.
 pub fn issue_operator(dir: &Path, name: &str) -> Result<PathBuf> {
     let out = dir.join(name);
-    issue(dir, Subject::Operator { name }, &out, Validity::days(LEAF_DAYS), false)?;
+    issue(dir, Subject::Operator { name, read_only: false }, &out, Validity::days(LEAF_DAYS), false)?;
     Ok(out)
 }
 
@@ -183,20 +186,23 @@ pub enum Subject<'a> {
     Operator {
         /// Their name.
         name: &'a str,
+        /// Whether they may only look.
+        read_only: bool,
     },
 }
 
 impl<'a> Subject<'a> {
     fn name(self) -> &'a str {
         match self {
-            Self::Host { name, .. } | Self::Operator { name } => name,
+            Self::Host { name, .. } | Self::Operator { name, .. } => name,
         }
     }
 
     fn role(self) -> Role {
         match self {
             Self::Host { .. } => Role::Host,
-            Self::Operator { .. } => Role::Operator,
+            Self::Operator { read_only: false, .. } => Role::Operator,
+            Self::Operator { read_only: true, .. } => Role::Reader,
         }
     }
 }
@@ -323,6 +329,7 @@ pub fn show(path: &Path) -> Result<String> {
         .with_context(|| format!("{} can't be parsed", file.display()))?;
     let mut lines = vec![format!("file        {}", file.display())];
     match tls::peer_of(std::slice::from_ref(&der)) {
+        Ok((Role::Reader, name)) => lines.push(format!("operator    {name} (read-only)")),
         Ok((role, name)) => lines.push(format!("{:<11} {name}", role.to_string())),
         Err(_) if cert.is_ca() => lines.push("role        certificate authority".into()),
         Err(error) => lines.push(format!("role        none: {error}")),

@@ -55,7 +55,10 @@ impl SessionError {
                 ClientError::Unreachable { .. } | ClientError::Timeout { .. } | ClientError::Lost { .. },
             ) => Exit::Unreachable,
             Self::Refused(refusal)
-                if matches!(refusal.kind, RefusalKind::NoCoordinator | RefusalKind::Deadline) =>
+                if matches!(
+                    refusal.kind,
+                    RefusalKind::NoCoordinator | RefusalKind::Deadline | RefusalKind::Busy
+                ) =>
             {
                 Exit::Unreachable
             }
@@ -89,7 +92,7 @@ impl Session {
         };
         let identity =
             Identity::load(&dir).with_context(|| format!("operator's identity in {}", dir.display()))?;
-        if identity.role() != Role::Operator {
+        if identity.role() == Role::Host {
             anyhow::bail!(
                 "the certificate in {} is the host {}'s, and only an operator may ask: make one with `redmeshctl pki \
                  issue --dir D --operator NAME` and name it with --identity",
@@ -249,7 +252,7 @@ impl Session {
 
 fn may_repeat(kind: RefusalKind, request: &ControlRequest) -> bool {
     match kind {
-        RefusalKind::NoCoordinator => true,
+        RefusalKind::NoCoordinator | RefusalKind::Busy => true,
         RefusalKind::Deadline => client::repeatable(request),
         _ => false,
     }
@@ -340,6 +343,7 @@ mod tests {
             ControlRequest::RunVerify(VerifyRequest { run, sample: None, workers: 1 }),
         ] {
             assert!(may_repeat(RefusalKind::NoCoordinator, &once), "{once:?}");
+            assert!(may_repeat(RefusalKind::Busy, &once), "{once:?}");
             assert!(!may_repeat(RefusalKind::Deadline, &once), "{once:?}");
         }
         assert!(may_repeat(RefusalKind::Deadline, &ControlRequest::RunStop(RunRef::Latest)));

@@ -42,6 +42,43 @@ pub enum ControlRequest {
     RunDetail(RunRef),
 }
 
+impl ControlRequest {
+    /// Its name, where what it carries would say too much.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Members => "Members",
+            Self::ClusterCreate(_) => "ClusterCreate",
+            Self::ClusterStatus => "ClusterStatus",
+            Self::ClusterCheck => "ClusterCheck",
+            Self::RunStart(_) => "RunStart",
+            Self::RunShare(_) => "RunShare",
+            Self::RunVerify(_) => "RunVerify",
+            Self::RunStop(_) => "RunStop",
+            Self::RunList => "RunList",
+            Self::RunShow { .. } => "RunShow",
+            Self::RunDetail(_) => "RunDetail",
+        }
+    }
+
+    /// Whether it changes the mesh, or puts load upon it; only the coordinator does that.
+    /// No default: whoever adds a request has to say it here.
+    pub fn changes(&self) -> bool {
+        match self {
+            Self::ClusterCreate(_)
+            | Self::RunStart(_)
+            | Self::RunShare(_)
+            | Self::RunVerify(_)
+            | Self::RunStop(_) => true,
+            Self::Members
+            | Self::ClusterStatus
+            | Self::ClusterCheck
+            | Self::RunList
+            | Self::RunShow { .. }
+            | Self::RunDetail(_) => false,
+        }
+    }
+}
+
 /// A share for a host that has joined, or for one that can bear more.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShareRequest {
@@ -127,6 +164,8 @@ pub enum RefusalKind {
     NotFound,
     /// The certificate's role doesn't allow it.
     Forbidden,
+    /// The agent serves as many requests as it may. Nothing was done: try again.
+    Busy,
     /// It did not finish in time, and may have been carried out or not; what it was
     /// waiting for is in the message.
     Deadline,

@@ -102,12 +102,26 @@ pub async fn read_frame(
     stream: &mut RecvStream,
     direction: Direction,
 ) -> Result<(Channel, Bytes), FrameError> {
+    let (channel, len) = read_header(stream, direction).await?;
+    Ok((channel, read_payload(stream, len).await?))
+}
+
+/// Reads a frame's header: whose payload, and how many bytes of it follow, within the
+/// channel's limit. For whoever decides by the channel whether to read the payload at all.
+pub async fn read_header(
+    stream: &mut RecvStream,
+    direction: Direction,
+) -> Result<(Channel, usize), FrameError> {
     let mut header = [0; HEADER_BYTES];
     stream.read_exact(&mut header).await.map_err(|error| match error {
         ReadExactError::FinishedEarly(got) => FrameError::Truncated { got, of: HEADER_BYTES },
         ReadExactError::ReadError(error) => error.into(),
     })?;
-    let (channel, len) = codec::parse_header(header, direction).map_err(FrameError::Codec)?;
+    codec::parse_header(header, direction).map_err(FrameError::Codec)
+}
+
+/// Reads the payload of `len` bytes that follows a header.
+pub async fn read_payload(stream: &mut RecvStream, len: usize) -> Result<Bytes, FrameError> {
     let mut payload = BytesMut::with_capacity(len.min(READ_AHEAD_BYTES_MAX));
     while payload.len() < len {
         match stream.read_chunk(len - payload.len(), true).await? {
@@ -115,7 +129,7 @@ pub async fn read_frame(
             None => return Err(FrameError::Truncated { got: payload.len(), of: len }),
         }
     }
-    Ok((channel, payload.freeze()))
+    Ok(payload.freeze())
 }
 
 /// Answers a request, or refuses it in words, and finishes the stream.

@@ -1,9 +1,9 @@
 //! TLS as both ends of a redmesh agree upon it: who may speak, under which name.
 //!
-//! One CA per mesh. Every leaf certificate bears its role in its DNS name:
-//! `<name>.host.redmesh` (with the host's IP addresses beside it) or
-//! `<name>.operator.redmesh`; a host is dialled by its IP address. Both sides always
-//! present a certificate (RFC 8446, section 4.3.2), TLS 1.3 only, and sessions are never
+//! One CA per mesh. Every leaf certificate bears its role in its one DNS name (subject
+//! alternative name): `<name>.host.redmesh` (with the host's IP addresses beside it),
+//! `<name>.operator.redmesh` or, read-only, `<name>.reader.redmesh`; a host is dialled by
+//! its IP address. Both sides always present a certificate (RFC 8446, section 4.3.2), TLS 1.3 only, and sessions are never
 //! resumed, so that a certificate that has expired stays outside.
 //!
 //! Nothing here opens a socket. What a refused peer reads is in [`explain`].
@@ -23,11 +23,11 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use serde::{Deserialize, Serialize};
 use webpki::EndEntityCert;
 
-pub use explain::{explain, is_refusal};
+pub use explain::{explain, is_refusal, turned_away};
 pub use identity::Identity;
 pub use quic::{
-    ALPN, IDLE_TIMEOUT, INITIAL_RTT, KEEP_ALIVE, STREAMS_MAX, client_config, quic_client_config,
-    quic_server_config, server_config, transport_config,
+    ALPN, IDLE_TIMEOUT, INITIAL_RTT, KEEP_ALIVE, STRANGER_STREAMS_MAX, STREAMS_MAX, client_config,
+    quic_client_config, quic_server_config, server_config, trust_agent,
 };
 
 /// Ends the DNS name in every host's certificate.
@@ -35,6 +35,9 @@ pub const HOST_SUFFIX: &str = ".host.redmesh";
 
 /// Ends the DNS name in every operator's certificate.
 pub const OPERATOR_SUFFIX: &str = ".operator.redmesh";
+
+/// Ends the DNS name in every read-only operator's certificate.
+pub const READER_SUFFIX: &str = ".reader.redmesh";
 
 /// What a certificate entitles to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -44,14 +47,20 @@ pub enum Role {
     Host,
     /// A person's client: may only send control requests.
     Operator,
+    /// A person's client that may ask, and change nothing.
+    Reader,
 }
 
 impl Role {
+    /// All there are.
+    pub const ALL: [Self; 3] = [Self::Host, Self::Operator, Self::Reader];
+
     /// Ends the DNS name of this role's certificates.
     pub fn suffix(self) -> &'static str {
         match self {
             Self::Host => HOST_SUFFIX,
             Self::Operator => OPERATOR_SUFFIX,
+            Self::Reader => READER_SUFFIX,
         }
     }
 }
@@ -61,6 +70,7 @@ impl fmt::Display for Role {
         f.write_str(match self {
             Self::Host => "host",
             Self::Operator => "operator",
+            Self::Reader => "read-only operator",
         })
     }
 }
@@ -128,7 +138,8 @@ pub enum TlsError {
     },
     /// A certificate without exactly one name of a redmesh.
     #[error(
-        "certificate is for {names:?}, not for one `<name>{HOST_SUFFIX}` or `<name>{OPERATOR_SUFFIX}`: \
+        "certificate is for {names:?}, not for one `<name>{HOST_SUFFIX}`, `<name>{OPERATOR_SUFFIX}` or \
+         `<name>{READER_SUFFIX}`: \
          issue it with `redmeshctl pki issue`"
     )]
     NoRole {
@@ -165,7 +176,7 @@ pub fn peer_of(chain: &[CertificateDer<'_>]) -> Result<(Role, String), TlsError>
     let mut names = 0;
     for dns in leaf.valid_dns_names() {
         names += 1;
-        for role in [Role::Host, Role::Operator] {
+        for role in Role::ALL {
             if let Some(name) = dns.strip_suffix(role.suffix()).filter(|name| valid_name(name)) {
                 found = Some((role, name.to_owned()));
             }

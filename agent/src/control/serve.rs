@@ -7,9 +7,9 @@ use bytes::Bytes;
 use redmesh_api::codec::{self, Channel, CodecError};
 use redmesh_api::control::{ControlReply, ControlRequest, InstanceView, Refusal, RefusalKind};
 use tokio::sync::watch;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
-use super::Control;
+use super::{Control, access};
 use crate::census::Census;
 use crate::cluster::{AdminPool, Target};
 use crate::consensus::Consensus;
@@ -43,6 +43,13 @@ impl Handler for Server {
             Channel::Control => {
                 let request: ControlRequest = codec::decode(&payload)?;
                 debug!(?peer, ?request, "control request");
+                if let Some(refusal) = access::forbidden(peer, &request) {
+                    warn!(?peer, request = request.name(), "refused by its certificate's role");
+                    return codec::encode(&ControlReply::Refused(refusal));
+                }
+                if request.changes() {
+                    info!(?peer, request = request.name(), "asked for a change");
+                }
                 codec::encode(&self.control.answer(request).await)
             }
             Channel::Peer => {

@@ -14,6 +14,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use redmesh_api::codec::{self, Channel, CodecError};
 use redmesh_api::ids::HostId;
+use redmesh_api::tls::Role;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
@@ -84,6 +85,8 @@ pub enum Peer {
     Operator {
         /// The certificate's name.
         name: String,
+        /// What it entitles to: [`Role::Operator`] or [`Role::Reader`].
+        role: Role,
         /// Where from.
         addr: SocketAddr,
     },

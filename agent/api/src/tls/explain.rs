@@ -1,6 +1,6 @@
 //! A connection's end in words for people.
 
-use quinn::ConnectionError;
+use quinn::{ConnectionError, TransportErrorCode};
 use rustls::AlertDescription;
 
 use crate::frames::{CLOSE_REFUSED, readable};
@@ -28,6 +28,10 @@ pub fn explain(error: &ConnectionError) -> Option<String> {
             Some("the peer speaks another version of QUIC: that is no redmesh agent".into())
         }
         ConnectionError::TransportError(error) => alert(error.code.into(), &error.reason, Refuser::Here),
+        ConnectionError::ConnectionClosed(close) if turned_away(error) => Some(format!(
+            "the agent turns connections away: too many at once{}",
+            in_brackets(&readable(&close.reason))
+        )),
         ConnectionError::ConnectionClosed(close) => {
             alert(close.error_code.into(), &readable(&close.reason), Refuser::Peer)
         }
@@ -53,6 +57,13 @@ pub fn is_refusal(error: &ConnectionError) -> bool {
         ConnectionError::VersionMismatch => true,
         _ => false,
     }
+}
+
+/// Whether a connection was turned away before its handshake began: for want of room,
+/// which passes, and not for what it is.
+pub fn turned_away(error: &ConnectionError) -> bool {
+    matches!(error, ConnectionError::ConnectionClosed(close)
+        if close.error_code == TransportErrorCode::CONNECTION_REFUSED)
 }
 
 fn alert(code: u64, detail: &str, refuser: Refuser) -> Option<String> {

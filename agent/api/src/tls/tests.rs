@@ -78,11 +78,15 @@ fn what_is_wrong_with_a_directory_is_named() {
 #[test]
 fn a_certificate_has_one_name_of_a_redmesh_and_no_other() {
     let of = |names: &[&str]| peer_of(&[certificate(names).1]);
-    assert_eq!(of(&["a.operator.redmesh"]).unwrap(), (Role::Operator, "a".into()));
+    for role in Role::ALL {
+        assert_eq!(of(&[&format!("a{}", role.suffix())]).unwrap(), (role, "a".into()));
+    }
     for names in [
         &["a.example.org"][..],
         &["a.host.redmesh", "a.operator.redmesh"],
         &["a.host.redmesh", "example.org"],
+        &["a.reader.redmesh", "a.operator.redmesh"],
+        &["a.reader.redmesh.operator.redmesh"],
         &["a.b.host.redmesh"],
         &["host.redmesh"],
         &["10.0.0.1"],

@@ -75,7 +75,7 @@ impl Certified {
 pub fn judge(theirs: &Hello, certified: &Certified, ours: &Hello) -> Result<(), String> {
     if certified.role != Role::Host {
         return Err(format!(
-            "the certificate of {} is an {}'s, and agents need a host's: issue one with `redmeshctl pki issue \
+            "the certificate of {} is a {}'s, and agents need a host's: issue one with `redmeshctl pki issue \
              --host`",
             certified.name, certified.role
         ));

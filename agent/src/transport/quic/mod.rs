@@ -15,7 +15,9 @@
 
 mod gossip;
 mod hello;
+mod intake;
 mod lives;
+mod operators;
 mod pool;
 mod refusals;
 mod serve;
@@ -50,7 +52,9 @@ pub use hello::{HELLO_PROTOCOL, Hello, HelloReply};
 
 use super::{GOSSIP_QUEUE_MAX, Handler, Peer, Transport, TransportError};
 use gossip::GossipOut;
+use intake::Intake;
 use lives::Lives;
+use operators::Operators;
 use pool::Pool;
 use refusals::Refusals;
 
@@ -194,6 +198,8 @@ struct Shared {
     gossip_out: GossipOut,
     pool: Pool,
     lives: Mutex<Lives<Connection>>,
+    intake: Arc<Mutex<Intake>>,
+    operators: Operators,
     refusals: Refusals,
     counts: Counts,
     tasks: TaskTracker,
@@ -281,6 +287,8 @@ impl QuicTransport {
             gossip_out: GossipOut::default(),
             pool: Pool::default(),
             lives: Mutex::default(),
+            intake: Arc::default(),
+            operators: Operators::default(),
             refusals: Refusals::default(),
             counts: Counts::default(),
             tasks: TaskTracker::new(),

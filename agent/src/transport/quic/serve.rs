@@ -2,16 +2,17 @@
 //!
 //! A connection is nobody's until its certificate's role is known and, for an agent,
 //! its hello accepted; only so many may be in that state at once, and not for long.
-//! Operators may send control requests and nothing else. No input from outside panics or
-//! ends more than its own connection.
+//! Operators may send control requests and nothing else, agents everything else and no
+//! control requests. What a role may not send is not even read. No input from outside
+//! panics or ends more than its own connection.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use quinn::{Connection, Incoming, RecvStream, SendStream, VarInt};
-use redmesh_api::codec::{self, Channel, Direction};
+use redmesh_api::codec::{self, Channel, CodecError, Direction};
 use redmesh_api::frames::{self, CLOSE_DONE, CLOSE_REFUSED, FrameError};
 use redmesh_api::ids::HostId;
 use redmesh_api::tls::{self, Role};
@@ -21,13 +22,9 @@ use tokio::time::timeout;
 
 use super::Shared;
 use super::hello::{self, Certified, Hello, HelloReply};
+use super::intake::{Pending, Verdict};
+use super::operators::{Seat, Turn};
 use crate::transport::{Handler, Peer};
-
-/// Connections whose peers are not known yet; further ones are turned away.
-pub const PENDING_HANDSHAKES_MAX: usize = 64;
-
-/// From here on a source must first prove that its address is its own.
-pub const PENDING_BEFORE_RETRY: usize = PENDING_HANDSHAKES_MAX / 2;
 
 /// Connections that others have to us.
 pub const INBOUND_MAX: usize = 2048;
@@ -47,12 +44,14 @@ pub const STARTING_MAX: Duration = Duration::from_secs(10);
 /// For words of farewell to arrive before a refused connection is closed.
 const FAREWELL_TIMEOUT: Duration = Duration::from_millis(500);
 
+/// Code of a stream whose request its sender may not ask.
+const STREAM_REFUSED_CODE: u32 = 2;
+
 /// Code of a stream that was given up because nothing came in time.
 const STREAM_TIMEOUT_CODE: u32 = 1;
 
 /// Accepts until the endpoint closes.
 pub async fn accept_all(shared: Arc<Shared>) {
-    let pending = Arc::new(Semaphore::new(PENDING_HANDSHAKES_MAX));
     let inbound = Arc::new(Semaphore::new(INBOUND_MAX));
     loop {
         let incoming = tokio::select! {
@@ -60,22 +59,29 @@ pub async fn accept_all(shared: Arc<Shared>) {
             () = shared.cancel.cancelled() => return,
         };
         let Some(incoming) = incoming else { return };
-        let busy = PENDING_HANDSHAKES_MAX - pending.available_permits() >= PENDING_BEFORE_RETRY;
-        if busy && !incoming.remote_address_validated() && incoming.may_retry() {
-            // Only fails where may_retry() is false.
-            let _ = incoming.retry();
-            continue;
-        }
-        let (Ok(pending), Ok(place)) =
-            (pending.clone().try_acquire_owned(), inbound.clone().try_acquire_owned())
-        else {
-            shared.refusals.note(incoming.remote_address(), "too many connections at once");
+        let from = incoming.remote_address();
+        // What can't be asked for a proof has given it.
+        let proven = incoming.remote_address_validated() || !incoming.may_retry();
+        let pending = match Pending::judge(&shared.intake, from.ip(), proven, Instant::now()) {
+            Ok(pending) => pending,
+            Err(Verdict::Refuse(reason)) => {
+                shared.refusals.note(from, reason);
+                incoming.refuse();
+                continue;
+            }
+            Err(Verdict::Retry | Verdict::Admit) => {
+                // Only fails where may_retry() is false.
+                let _ = incoming.retry();
+                continue;
+            }
+        };
+        let Ok(place) = inbound.clone().try_acquire_owned() else {
+            shared.refusals.note(from, "too many connections at once");
             incoming.refuse();
             continue;
         };
         let server = shared.clone();
         shared.tasks.spawn(async move {
-            let from = incoming.remote_address();
             let admitted = tokio::select! {
                 admitted = admit(&server, incoming) => admitted,
                 () = server.cancel.cancelled() => return,
@@ -94,21 +100,43 @@ pub async fn accept_all(shared: Arc<Shared>) {
 struct Inbound {
     connection: Connection,
     certified: Certified,
-    /// An agent's newest hello; an operator has none.
-    hello: Option<Mutex<Hello>>,
+    kind: Kind,
+}
+
+enum Kind {
+    /// Its newest hello.
+    Agent(Mutex<Hello>),
+    /// Its place among them.
+    Operator(Seat),
 }
 
 impl Inbound {
     fn hello(&self) -> Option<Hello> {
-        self.hello.as_ref().map(|hello| hello.lock().unwrap_or_else(PoisonError::into_inner).clone())
+        match &self.kind {
+            Kind::Agent(hello) => Some(hello.lock().unwrap_or_else(PoisonError::into_inner).clone()),
+            Kind::Operator(_) => None,
+        }
     }
 
     fn peer(&self) -> Peer {
         match self.hello() {
             Some(hello) => Peer::Agent { id: hello.id, name: hello.name, addr: hello.addr },
-            None => {
-                Peer::Operator { name: self.certified.name.clone(), addr: self.connection.remote_address() }
-            }
+            None => Peer::Operator {
+                name: self.certified.name.clone(),
+                role: self.certified.role,
+                addr: self.connection.remote_address(),
+            },
+        }
+    }
+}
+
+impl Inbound {
+    /// Leave to serve one more request: agents have as many as streams, operators may be
+    /// told that the agent is busy.
+    fn turn(&self) -> Result<Option<Turn>, Result<Vec<u8>, CodecError>> {
+        match &self.kind {
+            Kind::Agent(_) => Ok(None),
+            Kind::Operator(seat) => seat.turn().map(Some),
         }
     }
 }
@@ -125,8 +153,9 @@ async fn admit(shared: &Arc<Shared>, incoming: Incoming) -> Result<Inbound, Stri
         reason
     };
     let certified = Certified::of(&connection).map_err(|error| refuse(error.to_string()))?;
-    if certified.role == Role::Operator {
-        return Ok(Inbound { connection, certified, hello: None });
+    if certified.role != Role::Host {
+        let seat = shared.operators.seat(&certified.name).map_err(refuse)?;
+        return Ok(Inbound { connection, certified, kind: Kind::Operator(seat) });
     }
     let first = async {
         let (send, mut recv) = connection.accept_bi().await.map_err(FrameError::Connection)?;
@@ -145,8 +174,9 @@ async fn admit(shared: &Arc<Shared>, incoming: Incoming) -> Result<Inbound, Stri
     let judged = judge(shared, &connection, &certified, &payload);
     answer_hello(shared, &connection, &mut send, judged.as_ref()).await;
     let hello = judged?;
+    tls::trust_agent(&connection);
     tracing::debug!(from = %hello.addr, name = %hello.name, id = %hello.id, boot_id = hello.boot_id, "welcomed");
-    Ok(Inbound { connection, certified, hello: Some(Mutex::new(hello)) })
+    Ok(Inbound { connection, certified, kind: Kind::Agent(Mutex::new(hello)) })
 }
 
 fn judge(
@@ -263,13 +293,29 @@ async fn serve_request(
     mut send: SendStream,
     mut recv: RecvStream,
 ) {
-    let read = timeout(FRAME_TIMEOUT, frames::read_frame(&mut recv, Direction::Request)).await;
-    let (channel, reply) = match read {
-        Ok(Ok((Channel::Hello, payload))) => {
+    // Held until the answer is sent: what waits to be read counts as well.
+    let mut turn = None;
+    let (channel, reply) = match timeout(FRAME_TIMEOUT, read_permitted(&inbound, &mut recv)).await {
+        Ok(Ok((Channel::Hello, Ok(payload)))) => {
             greet_again(&shared, &inbound, &mut send, &payload).await;
             return;
         }
-        Ok(Ok((channel, payload))) => (channel, answer(&shared, &inbound, channel, payload).await),
+        Ok(Ok((channel, Ok(payload)))) => match inbound.turn() {
+            Ok(taken) => {
+                turn = taken;
+                (channel, answer(&shared, &inbound, channel, payload).await)
+            }
+            Err(busy) => {
+                shared.refusals.note(inbound.connection.remote_address(), "too many control requests at once");
+                (channel, busy.map_err(|error| crate::error_chain(&error)))
+            }
+        },
+        Ok(Ok((channel, Err(reason)))) => {
+            shared.refusals.note(inbound.connection.remote_address(), &reason);
+            // Fails only on a stream that has ended already.
+            let _ = recv.stop(VarInt::from_u32(STREAM_REFUSED_CODE));
+            (channel, Err(reason))
+        }
         Ok(Err(error @ (FrameError::Codec(_) | FrameError::Truncated { .. }))) => {
             (Channel::Control, Err(crate::error_chain(&error)))
         }
@@ -287,6 +333,19 @@ async fn serve_request(
         Ok(_) => {}
         Err(_) => frames::abandon(&mut send, &mut recv, STREAM_TIMEOUT_CODE),
     }
+    drop(turn);
+}
+
+/// A request's payload, or why its sender may not ask it; then nothing more is read.
+async fn read_permitted(
+    inbound: &Inbound,
+    recv: &mut RecvStream,
+) -> Result<(Channel, Result<Bytes, String>), FrameError> {
+    let (channel, len) = frames::read_header(recv, Direction::Request).await?;
+    match permitted(inbound.certified.role, channel) {
+        Ok(()) => Ok((channel, Ok(frames::read_payload(recv, len).await?))),
+        Err(reason) => Ok((channel, Err(reason))),
+    }
 }
 
 async fn answer(
@@ -295,10 +354,6 @@ async fn answer(
     channel: Channel,
     payload: Bytes,
 ) -> Result<Vec<u8>, String> {
-    if let Err(reason) = permitted(inbound.certified.role, channel) {
-        shared.refusals.note(inbound.connection.remote_address(), &reason);
-        return Err(reason);
-    }
     let handler = shared.handler().await.ok_or("this agent is still starting: try again")?;
     handler.handle(&inbound.peer(), channel, payload).await.map_err(|error| crate::error_chain(&error))
 }
@@ -306,21 +361,25 @@ async fn answer(
 /// What a role may send on a stream that is to be answered.
 fn permitted(role: Role, channel: Channel) -> Result<(), String> {
     match (role, channel) {
-        (_, Channel::Control) | (Role::Host, Channel::Peer | Channel::Raft) => Ok(()),
-        (Role::Operator, _) => Err(format!(
+        (Role::Host, Channel::Hello | Channel::Peer | Channel::Raft)
+        | (Role::Operator | Role::Reader, Channel::Control) => Ok(()),
+        (Role::Operator | Role::Reader, Channel::Hello) => Err("an operator has no hello to say".to_owned()),
+        (Role::Operator | Role::Reader, _) => Err(format!(
             "an operator's certificate allows control requests only, not {channel:?}: agents need a host's"
         )),
-        (Role::Host, _) => Err(format!("{channel:?} is not answered")),
+        (Role::Host, Channel::Control) => Err(
+            "a host's certificate allows no control requests: make an operator's with `redmeshctl pki issue \
+             --operator NAME`"
+                .to_owned(),
+        ),
+        (Role::Host, Channel::Gossip) => Err("Gossip is not answered".to_owned()),
     }
 }
 
 /// An agent says hello again when its mesh becomes known.
 async fn greet_again(shared: &Arc<Shared>, inbound: &Inbound, send: &mut SendStream, payload: &[u8]) {
-    let Some(known) = &inbound.hello else {
-        let reason = "an operator has no hello to say";
-        let _ = timeout(FRAME_TIMEOUT, frames::write_reply(send, Channel::Hello, Err(reason))).await;
-        return;
-    };
+    // Nobody else is permitted to send one.
+    let Kind::Agent(known) = &inbound.kind else { return };
     let judged = rejudge(shared, inbound, payload);
     if let Ok(hello) = &judged {
         *known.lock().unwrap_or_else(PoisonError::into_inner) = hello.clone();

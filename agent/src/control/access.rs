@@ -1,0 +1,98 @@
+//! Which certificate may ask what: the one place where a control request is allowed.
+//!
+//! Asked by the agent that was asked, before it answers or passes anything on; between
+//! agents a forwarded request is taken as allowed, since a host's certificate may do
+//! more than any operator's anyway.
+
+use redmesh_api::control::{ControlRequest, Refusal, RefusalKind};
+use redmesh_api::tls::Role;
+
+use crate::transport::Peer;
+
+/// Why `peer` may not ask `request`, if it may not.
+pub fn forbidden(peer: &Peer, request: &ControlRequest) -> Option<Refusal> {
+    let reason = match peer {
+        Peer::Operator { role: Role::Operator, .. } => return None,
+        Peer::Operator { role: Role::Reader, .. } if !request.changes() => return None,
+        Peer::Operator { name, role: Role::Reader, .. } => format!(
+            "{} is not for the certificate of {name}, a read-only operator's: it may look at the mesh and change \
+             nothing; one that may is made by `redmeshctl pki issue --operator NAME` without --read-only",
+            request.name()
+        ),
+        Peer::Operator { name, .. } | Peer::Agent { name, .. } => format!(
+            "{} is not for the certificate of {name}, a host's: control requests need an operator's, made by \
+             `redmeshctl pki issue --operator NAME`",
+            request.name()
+        ),
+    };
+    Some(Refusal { kind: RefusalKind::Forbidden, message: reason })
+}
+
+#[cfg(test)]
+mod tests {
+    use redmesh_api::control::{RunRef, ShareRequest, VerifyRequest};
+    use redmesh_api::ids::HostId;
+    use redmesh_api::level::ClusterSpec;
+    use redmesh_api::run::{RunSpec, RunUntil};
+    use redmesh_api::workload::Workload;
+
+    use super::*;
+
+    fn requests() -> (Vec<ControlRequest>, Vec<ControlRequest>) {
+        let run = RunRef::Latest;
+        let asking = vec![
+            ControlRequest::Members,
+            ControlRequest::ClusterStatus,
+            ControlRequest::ClusterCheck,
+            ControlRequest::RunList,
+            ControlRequest::RunShow { run: run.clone(), latency: true },
+            ControlRequest::RunDetail(run.clone()),
+        ];
+        let spec = RunSpec::closed_loop(Workload::uuid_counter(), 1, RunUntil::Writes(1));
+        let share = ShareRequest { run: run.clone(), host: "h".to_owned(), workers: 1, writes: None };
+        let changing = vec![
+            ControlRequest::ClusterCreate(ClusterSpec {
+                instances_per_host: 1,
+                replicas: 0,
+                node_timeout_ms: None,
+                allow_same_host: false,
+            }),
+            ControlRequest::RunStart(spec),
+            ControlRequest::RunShare(share),
+            ControlRequest::RunVerify(VerifyRequest { run: run.clone(), sample: None, workers: 1 }),
+            ControlRequest::RunStop(run),
+        ];
+        (asking, changing)
+    }
+
+    fn operator(role: Role) -> Peer {
+        Peer::Operator { name: "bob".to_owned(), role, addr: ([127, 0, 0, 1], 1).into() }
+    }
+
+    #[test]
+    fn a_reader_asks_and_changes_nothing_and_an_operator_does_both() {
+        let (asking, changing) = requests();
+        for request in asking.iter().chain(&changing) {
+            assert_eq!(forbidden(&operator(Role::Operator), request), None, "{request:?}");
+        }
+        for request in &asking {
+            assert_eq!(forbidden(&operator(Role::Reader), request), None, "{request:?}");
+        }
+        for request in &changing {
+            let refusal = forbidden(&operator(Role::Reader), request).expect("is refused");
+            assert_eq!(refusal.kind, RefusalKind::Forbidden);
+            let words = [request.name(), "bob", "read-only operator"];
+            assert!(words.iter().all(|word| refusal.message.contains(word)), "{}", refusal.message);
+        }
+    }
+
+    #[test]
+    fn an_agent_asks_nothing() {
+        let (asking, changing) = requests();
+        let addr = ([127, 0, 0, 1], 1).into();
+        let agent = Peer::Agent { id: HostId(1), name: "h".to_owned(), addr };
+        for request in asking.iter().chain(&changing) {
+            assert_eq!(forbidden(&agent, request).map(|r| r.kind), Some(RefusalKind::Forbidden), "{request:?}");
+        }
+    }
+}
