@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use redmesh_api::ids::MeshId;
+use redmesh_api::secret::RedisSecret;
 use redmesh_api::tls;
 use sd_notify::NotifyState;
 use tokio::sync::watch;
@@ -16,7 +17,7 @@ use tracing::{error, info};
 
 use crate::census::{Census, ParsedHosts};
 use crate::cluster::{self, AdminOptions, AdminPool};
-use crate::config::{Config, OnAgentExit};
+use crate::config::{Config, OnAgentExit, RedisAuth};
 use crate::consensus::{Consensus, ConsensusOptions};
 use crate::control::Control;
 use crate::control::runs::RateSampler;
@@ -31,7 +32,7 @@ use crate::host::views::Views;
 use crate::host::{instances, levels, shares, views};
 use crate::identity::HostIdentity;
 use crate::level::LevelCell;
-use crate::load::Password;
+use crate::login::Login;
 use crate::mesh::{Mesh, MeshOptions};
 use crate::metrics;
 use crate::supervisor::{OnExit, Supervisor, SupervisorOptions};
@@ -139,11 +140,13 @@ async fn build(config: Config) -> Result<Running> {
 
     let directives: Vec<_> = config.redis.directives.clone().into_iter().collect();
     cluster::redis_conf::check_directives(&directives)?;
-    let password = cluster::redis_conf::password(&directives);
+    let secret = redis_secret(&config)?;
+    let default_user = || cluster::redis_conf::password(&directives).map(Login::default_user);
+    let login = secret.as_ref().map(Login::agent).or_else(default_user);
     let supervisor = Supervisor::start(SupervisorOptions {
         data_dir: config.redis.data_dir.clone(),
         server: config.redis.server.clone(),
-        password: password.clone(),
+        login: login.clone(),
         on_exit: match config.redis.on_agent_exit {
             OnAgentExit::Leave => OnExit::Leave,
             OnAgentExit::Stop => OnExit::Stop,
@@ -151,7 +154,7 @@ async fn build(config: Config) -> Result<Running> {
         cancel: cancel.child_token(),
     })
     .context("can't start the supervisor")?;
-    let admin = AdminPool::new(AdminOptions { password: password.clone(), ..AdminOptions::default() });
+    let admin = AdminPool::new(AdminOptions { login: login.clone(), ..AdminOptions::default() });
 
     let census = Census {
         host: host.id(),
@@ -166,7 +169,7 @@ async fn build(config: Config) -> Result<Running> {
         host: host.id(),
         state_dir: config.state_dir.clone(),
         threads: config.load_threads,
-        password: password.map(Password::from),
+        login,
     });
     let orders = Orders::new(census.clone(), consensus.clone(), transport.clone());
     let rates = RateSampler::default();
@@ -196,6 +199,7 @@ async fn build(config: Config) -> Result<Running> {
         data_dir: config.redis.data_dir.clone(),
         directives,
         somaxconn: somaxconn(),
+        secret,
     };
     let reconcile =
         instances::reconcile(levels_cell.subscribe(), supervisor.clone(), local, refused, cancel.clone());
@@ -246,6 +250,20 @@ async fn build(config: Config) -> Result<Running> {
     }
     let farewell = config.mesh.gossip_interval * FAREWELL_ROUNDS;
     Ok(Running { shares, mesh, supervisor, consensus, transport, control, tasks, cancel, farewell, host })
+}
+
+/// The secret of the servers' passwords, as far as the configuration wants any.
+///
+/// # Errors
+/// There is none where there should be one, or a directive contradicts it.
+pub fn redis_secret(config: &Config) -> Result<Option<RedisSecret>> {
+    if config.redis.auth == RedisAuth::Off {
+        return Ok(None);
+    }
+    cluster::redis_conf::check_access(&config.redis.directives.clone().into_iter().collect::<Vec<_>>())?;
+    let secret = RedisSecret::load(&config.identity_dir)
+        .with_context(|| format!("identity.dir = {}", config.identity_dir.display()))?;
+    Ok(Some(secret))
 }
 
 /// Names a task, so that one that ends can be told.

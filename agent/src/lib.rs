@@ -8,6 +8,7 @@ pub mod clock;
 pub mod files;
 pub mod config;
 pub mod identity;
+pub mod login;
 pub mod transport;
 pub mod mesh;
 pub mod consensus;

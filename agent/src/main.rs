@@ -96,6 +96,7 @@ fn check(path: &Path, config: &Config) -> Result<()> {
     let identity = redmesh_api::tls::Identity::load(&config.identity_dir)
         .with_context(|| format!("identity.dir = {}", config.identity_dir.display()))?;
     QuicTransport::check_identity(&identity, config.mesh.advertise)?;
+    app::redis_secret(config)?;
     filter(&config.log)?;
     let words = format!(
         "{} is valid: host {} of mesh {:?} at {}, instances from {}:{}\n",

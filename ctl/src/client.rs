@@ -23,6 +23,9 @@ use tokio::time::{Instant, timeout_at};
 /// Times that one request is tried, each on a connection of its own.
 const ATTEMPTS_MAX: usize = 2;
 
+/// Before an agent is dialled again that had no room for another connection.
+const TURNED_AWAY_PAUSE: Duration = Duration::from_millis(100);
+
 /// For an agent to hear that we are done.
 const GOODBYE_TIMEOUT: Duration = Duration::from_millis(200);
 
@@ -180,17 +183,24 @@ impl Client {
             return Ok(connection.clone());
         }
         let unreachable = |reason: String| ClientError::Unreachable { agent: self.agent, reason };
-        // Hosts' certificates name their addresses.
-        let connecting = self
-            .endpoint
-            .connect(self.agent, &self.agent.ip().to_string())
-            .map_err(|error| unreachable(error.to_string()))?;
+        let connecting = async {
+            loop {
+                // Hosts' certificates name their addresses.
+                let dialled = self.endpoint.connect(self.agent, &self.agent.ip().to_string());
+                match dialled.map_err(|error| unreachable(error.to_string()))?.await {
+                    Err(error) if tls::turned_away(&error) && Instant::now() + TURNED_AWAY_PAUSE < until => {
+                        tokio::time::sleep(TURNED_AWAY_PAUSE).await;
+                    }
+                    connected => return Ok::<_, ClientError>(connected),
+                }
+            }
+        };
         let connected = tokio::select! {
             connected = timeout_at(until, connecting) => connected,
             () = nobody_listens(self.agent) => return Err(unreachable("nothing listens there".into())),
         };
         let connection = connected
-            .map_err(|_| unreachable(format!("no answer within {} ms", deadline.as_millis())))?
+            .map_err(|_| unreachable(format!("no answer within {} ms", deadline.as_millis())))??
             .map_err(|error| match self.ended(&error) {
                 ClientError::Lost { reason, .. } => unreachable(reason),
                 error => error,

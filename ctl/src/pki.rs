@@ -1,7 +1,8 @@
 //! The mesh's own certificate authority: `pki init`, `pki issue`, `pki show`.
 //!
-//! A CA directory holds `ca.pem` and `ca.key`; every identity issued is a directory with
-//! `ca.pem`, `cert.pem` and `key.pem` to be carried to its host. Nothing is ever
+//! A CA directory holds `ca.pem`, `ca.key` and `redis.secret`; every identity issued is a
+//! directory with `ca.pem`, `cert.pem` and `key.pem` to be carried to its host, a host's
+//! also with `redis.secret`, from which the redis-servers' passwords come. Nothing is ever
 //! overwritten unasked, and no private key is ever readable by others, not even while it
 //! is being written. There is no revocation: certificates are short-lived instead.
 
@@ -20,6 +21,7 @@ use rcgen::{
     BasicConstraints, Certificate, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PublicKeyData,
 };
+use redmesh_api::secret::{REDIS_SECRET_FILE, RedisSecret};
 use redmesh_api::tls::{self, NAME_BYTES_MAX, Role};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -46,7 +48,17 @@ pub enum PkiCommand {
     Issue(IssueArgs),
     /// Print what a certificate says
     Show(ShowArgs),
+    /// Print the password that clients of the mesh's redis-servers give
+    #[command(after_help = REDIS_PASSWORD_EXAMPLES)]
+    RedisPassword(RedisPasswordArgs),
 }
+
+const REDIS_PASSWORD_EXAMPLES: &str = "\
+Example, which keeps the password off the command line:
+  REDISCLI_AUTH=$(redmeshctl pki redis-password --dir pki) redis-cli -c -h 10.0.0.1
+
+It is the default user's, and may do everything that Redis can. Agents have a user of
+their own, and where redis.directives sets requirepass, that is the clients' password.";
 
 /// Arguments of `pki init`.
 #[derive(Debug, Args)]
@@ -102,6 +114,14 @@ pub struct ShowArgs {
     pub path: PathBuf,
 }
 
+/// Arguments of `pki redis-password`.
+#[derive(Debug, Args)]
+pub struct RedisPasswordArgs {
+    /// Directory that `pki init` made, or a host's identity: it holds redis.secret
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+}
+
 /// When a certificate is valid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Validity {
@@ -129,8 +149,9 @@ pub fn run(command: &PkiCommand) -> Result<String> {
         PkiCommand::Init(args) => {
             init_for(&args.dir, &args.mesh, Validity::days(args.days))?;
             Ok(format!(
-                "Made the CA of mesh {:?} in {dir} (keep {dir}/ca.key to yourself; hosts never need it).\nNext: \
-                 redmeshctl pki issue --dir {dir} --host NAME --ip ADDRESS",
+                "Made the CA of mesh {:?} in {dir} (keep {dir}/ca.key to yourself; hosts never need it), and the \
+                 secret of its redis-servers' passwords.\nNext: redmeshctl pki issue --dir {dir} --host NAME --ip \
+                 ADDRESS",
                 args.mesh,
                 dir = args.dir.display()
             ))
@@ -147,13 +168,18 @@ pub fn run(command: &PkiCommand) -> Result<String> {
             };
             let out = args.out.clone().unwrap_or_else(|| args.dir.join(subject.name()));
             issue(&args.dir, subject, &out, validity, args.renew)?;
-            Ok(format!("Wrote ca.pem, cert.pem and key.pem into {}", out.display()))
+            let files = match subject {
+                Subject::Host { .. } => "ca.pem, cert.pem, key.pem and redis.secret",
+                Subject::Operator { .. } => "ca.pem, cert.pem and key.pem",
+            };
+            Ok(format!("Wrote {files} into {}", out.display()))
         }
         PkiCommand::Show(args) => show(&args.path),
+        PkiCommand::RedisPassword(args) => Ok(RedisSecret::load(&args.dir)?.client_password()),
     }
 }
 
-/// Makes a CA in `dir`.
+/// Makes a CA in `dir`, and the secret of the mesh's redis-servers.
 pub fn init(dir: &Path, mesh: &str) -> Result<()> {
     init_for(dir, mesh, Validity::days(CA_DAYS))
 }
@@ -213,7 +239,7 @@ pub fn init_for(dir: &Path, mesh: &str, validity: Validity) -> Result<()> {
         !mesh.is_empty() && mesh.chars().count() <= 64 && !mesh.chars().any(char::is_control),
         "mesh name {mesh:?} must have 1 to 64 characters and no control characters"
     );
-    for file in ["ca.pem", "ca.key"] {
+    for file in ["ca.pem", "ca.key", REDIS_SECRET_FILE] {
         let path = dir.join(file);
         ensure!(
             !path.try_exists().with_context(|| format!("can't look for {}", path.display()))?,
@@ -233,6 +259,8 @@ pub fn init_for(dir: &Path, mesh: &str, validity: Validity) -> Result<()> {
     (params.not_before, params.not_after) = (validity.from, validity.until);
     let ca = params.self_signed(&key).context("can't sign the CA's certificate")?;
     make_dir(dir)?;
+    let secret = RedisSecret::generate()?;
+    create(&dir.join(REDIS_SECRET_FILE), secret.file_text().as_bytes(), 0o600)?;
     // The key first: a certificate without its key would look like a finished CA.
     create(&dir.join("ca.key"), key.serialize_pem().as_bytes(), 0o600)?;
     create(&dir.join("ca.pem"), ca.pem().as_bytes(), 0o644)
@@ -254,6 +282,10 @@ pub fn issue(dir: &Path, subject: Subject<'_>, out: &Path, validity: Validity, r
         names.extend(ips.iter().map(ToString::to_string));
     }
     let (ca_pem, issuer) = authority(dir)?;
+    let secret = match subject {
+        Subject::Host { .. } => Some(RedisSecret::load(dir)?),
+        Subject::Operator { .. } => None,
+    };
     for file in ["cert.pem", "key.pem"] {
         let path = out.join(file);
         let there = path.try_exists().with_context(|| format!("can't look for {}", path.display()))?;
@@ -263,6 +295,9 @@ pub fn issue(dir: &Path, subject: Subject<'_>, out: &Path, validity: Validity, r
     let cert = leaf(names, &key, &issuer, validity)?;
     make_dir(out)?;
     replace(&out.join("ca.pem"), ca_pem.as_bytes(), 0o644)?;
+    if let Some(secret) = secret {
+        replace(&out.join(REDIS_SECRET_FILE), secret.file_text().as_bytes(), 0o600)?;
+    }
     // Each by a rename; an agent that reads between the two says that they don't match.
     replace(&out.join("key.pem"), key.serialize_pem().as_bytes(), 0o600)?;
     replace(&out.join("cert.pem"), cert.pem().as_bytes(), 0o644)

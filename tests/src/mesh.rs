@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -36,6 +36,7 @@ pub struct Mesh {
     subnet: u8,
     agents: Vec<Option<Child>>,
     builder: MeshBuilder,
+    password: OnceLock<String>,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -81,7 +82,7 @@ impl MeshBuilder {
         let dir = tempfile::Builder::new().prefix("redmesh-test-").tempdir().expect("temp dir");
         let subnet = SUBNET.fetch_add(1, Ordering::Relaxed);
         let agents = (0..self.hosts).map(|_| None).collect();
-        let mut mesh = Mesh { dir, subnet, agents, builder: self, _turn: turn };
+        let mut mesh = Mesh { dir, subnet, agents, builder: self, password: OnceLock::new(), _turn: turn };
         mesh.prepare();
         (0..mesh.agents.len()).for_each(|host| mesh.start_agent(host));
         mesh
@@ -264,9 +265,24 @@ impl Mesh {
         Some(number - 1)
     }
 
+    /// What clients of the mesh's redis-servers give.
+    pub fn redis_password(&self) -> String {
+        let pki = self.dir().join("pki");
+        let pki = pki.to_str().expect("temp paths are UTF-8");
+        self.ctl_ok(&["pki", "redis-password", "--dir", pki]).trim().to_owned()
+    }
+
+    /// `redis-cli`, which will give the password.
+    pub fn redis_cli_command(&self) -> Command {
+        let mut command = Command::new("redis-cli");
+        command.env("REDISCLI_AUTH", self.password.get_or_init(|| self.redis_password()));
+        command
+    }
+
     /// `redis-cli` against one of the cluster's instances.
     pub fn redis_cli(&self, host: usize, port: u16, args: &[&str]) -> String {
-        let output = Command::new("redis-cli")
+        let output = self
+            .redis_cli_command()
             .args(["-h", &self.ip(host), "-p", &port.to_string()])
             .args(args)
             .output()

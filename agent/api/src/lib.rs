@@ -14,6 +14,7 @@ pub mod ids;
 pub mod level;
 pub mod limits;
 pub mod run;
+pub mod secret;
 pub mod tls;
 pub mod workload;
 

@@ -25,6 +25,7 @@ use redmesh_api::workload::Verb;
 
 use super::info::InfoMap;
 use super::topology::{ClusterInfo, Topology, TopologyError};
+use crate::login::Login;
 
 /// From dialling to a connection that has said hello.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -79,29 +80,19 @@ pub enum AdminError {
 }
 
 /// How to reach instances.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct AdminOptions {
-    /// Password of the default user, where the instances want one.
-    pub password: Option<String>,
+    /// What instances want to be told first, if anything.
+    pub login: Option<Login>,
     /// Connections kept; an idle one of another instance makes room for a new one.
     pub connections_max: usize,
 }
 
-impl fmt::Debug for AdminOptions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let password = self.password.as_ref().map(|_| "…");
-        f.debug_struct("AdminOptions")
-            .field("password", &password)
-            .field("connections_max", &self.connections_max)
-            .finish()
-    }
-}
-
 impl Default for AdminOptions {
-    /// No password; one host's instances at their most.
+    /// No login; one host's instances at their most.
     fn default() -> Self {
         let connections_max = usize::from(redmesh_api::limits::INSTANCES_PER_HOST_MAX);
-        Self { password: None, connections_max }
+        Self { login: None, connections_max }
     }
 }
 
@@ -285,8 +276,11 @@ impl AdminPool {
 
     async fn connect(&self, addr: SocketAddr) -> Result<MultiplexedConnection, redis::RedisError> {
         let mut settings = RedisConnectionInfo::default().set_skip_set_lib_name();
-        if let Some(password) = &self.options.password {
-            settings = settings.set_password(password);
+        if let Some(login) = &self.options.login {
+            settings = settings.set_password(login.password());
+            if let Some(user) = login.user() {
+                settings = settings.set_username(user);
+            }
         }
         let to = ConnectionAddr::Tcp(addr.ip().to_string(), addr.port());
         let client = Client::open(to.into_connection_info()?.set_redis_settings(settings))?;

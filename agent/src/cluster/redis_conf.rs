@@ -10,6 +10,8 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use redmesh_api::secret::{AGENT_USER, RedisSecret};
+
 /// `tcp-backlog`: the burst when all peers connect at once.
 pub const TCP_BACKLOG: u32 = 4096;
 
@@ -47,6 +49,8 @@ pub struct RedisConf {
     /// The user's directives, each with all its values (one line a value; several
     /// words in a value are several arguments). They replace a default of that name.
     pub directives: Vec<(String, Vec<String>)>,
+    /// Where the passwords come from; `None` sets none but what the directives say.
+    pub secret: Option<RedisSecret>,
 }
 
 impl fmt::Debug for RedisConf {
@@ -97,6 +101,16 @@ pub enum DirectiveError {
     Quotes {
         /// The directive; never its value, which may be a password.
         name: String,
+    },
+    /// One that can't be had together with the agents' own user.
+    #[error(
+        "redis.directives: {name:?} can't be set here, {reason}; or set redis.auth = \"off\" and requirepass"
+    )]
+    Access {
+        /// Its name.
+        name: String,
+        /// Why.
+        reason: &'static str,
     },
     /// Too many.
     #[error("redis.directives has {got} lines, more than {DIRECTIVES_MAX}")]
@@ -179,6 +193,23 @@ pub fn password(directives: &[(String, Vec<String>)]) -> Option<String> {
     split_words(name, values.last()?).ok()?.into_iter().next().filter(|word| !word.is_empty())
 }
 
+/// Checks what [`check_directives`] can't know: that nothing contradicts the users which
+/// `redis.auth = "on"` makes.
+pub fn check_access(directives: &[(String, Vec<String>)]) -> Result<(), DirectiveError> {
+    for (name, values) in directives {
+        let refuse = |reason| Err(DirectiveError::Access { name: name.clone(), reason });
+        if name.eq_ignore_ascii_case("aclfile") {
+            return refuse("the agents' own user stands in redis.conf, and Redis takes one of the two only");
+        }
+        for value in values.iter().filter(|_| name.eq_ignore_ascii_case("user")) {
+            if split_words(name, value)?.first().is_some_and(|user| user == AGENT_USER) {
+                return refuse("the user \"redmesh\" is the agents' own");
+            }
+        }
+    }
+    Ok(())
+}
+
 impl RedisConf {
     /// The complete file.
     pub fn render(&self) -> Result<String, DirectiveError> {
@@ -227,14 +258,30 @@ impl RedisConf {
                 push_line(&mut text, &name.to_ascii_lowercase(), &split_words(name, value)?);
             }
         }
-        // Without it replicas could not log in at primaries of the same mesh.
-        let masterauth = |(name, _): &(String, _)| name.eq_ignore_ascii_case("masterauth");
-        if let Some(password) = password(&self.directives)
-            && !self.directives.iter().any(masterauth)
-        {
-            push_line(&mut text, "masterauth", &[password]);
-        }
+        self.push_access(&mut text)?;
         Ok(text)
+    }
+
+    /// Who may log in, and as whom replicas do so at primaries of the same mesh.
+    fn push_access(&self, text: &mut String) -> Result<(), DirectiveError> {
+        let given = |name: &str| self.directives.iter().any(|(user, _)| user.eq_ignore_ascii_case(name));
+        let Some(secret) = &self.secret else {
+            if let Some(password) = password(&self.directives).filter(|_| !given("masterauth")) {
+                push_line(text, "masterauth", &[password]);
+            }
+            return Ok(());
+        };
+        check_access(&self.directives)?;
+        let rules = ["on", &secret.agent_password_rule(), "~*", "&*", "+@all"].map(str::to_owned);
+        push_line(text, &format!("user {AGENT_USER}"), &rules);
+        if !given("requirepass") {
+            push_line(text, "requirepass", &[secret.client_password()]);
+        }
+        if !given("masterauth") && !given("masteruser") {
+            push_line(text, "masteruser", &[AGENT_USER.to_owned()]);
+            push_line(text, "masterauth", &[secret.agent_password()]);
+        }
+        Ok(())
     }
 }
 

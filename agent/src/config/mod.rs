@@ -77,6 +77,8 @@ pub struct RedisConfig {
     pub base_port: u16,
     /// Whether instances outlive the agent.
     pub on_agent_exit: OnAgentExit,
+    /// Whether servers want a password.
+    pub auth: RedisAuth,
     /// Directives for every instance's `redis.conf`, with their arguments.
     pub directives: BTreeMap<String, Vec<String>>,
 }
@@ -90,6 +92,7 @@ impl fmt::Debug for RedisConfig {
             .field("ip", &self.ip)
             .field("base_port", &self.base_port)
             .field("on_agent_exit", &self.on_agent_exit)
+            .field("auth", &self.auth)
             .field("directives", &self.directives.keys())
             .finish()
     }
@@ -103,6 +106,16 @@ pub enum OnAgentExit {
     Leave,
     /// They are stopped with it.
     Stop,
+}
+
+/// Whether instances have the users and passwords that come from the mesh's secret.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RedisAuth {
+    /// They have: `identity.dir` holds the secret.
+    On,
+    /// They have none but what the directives set.
+    Off,
 }
 
 /// `[log]`.
@@ -299,6 +312,7 @@ fn validate_redis(raw: raw::Redis, mesh_ip: IpAddr) -> Result<RedisConfig, Confi
         ip,
         base_port: raw.base_port,
         on_agent_exit: raw.on_agent_exit,
+        auth: raw.auth,
         directives,
     })
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use toml::{Table, Value};
 
-use super::{ConfigError, LogFormat, OnAgentExit};
+use super::{ConfigError, LogFormat, OnAgentExit, RedisAuth};
 
 /// Prefix of the environment's overrides; `__` stands between section and key.
 const ENV_PREFIX: &str = "REDMESH_";
@@ -106,6 +106,7 @@ pub(super) struct Redis {
     pub ip: Option<IpAddr>,
     pub base_port: u16,
     pub on_agent_exit: OnAgentExit,
+    pub auth: RedisAuth,
     pub directives: BTreeMap<String, Directive>,
 }
 
@@ -117,6 +118,7 @@ impl Default for Redis {
             ip: None,
             base_port: 6379,
             on_agent_exit: OnAgentExit::Leave,
+            auth: RedisAuth::On,
             directives: BTreeMap::new(),
         }
     }

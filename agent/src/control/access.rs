@@ -51,12 +51,7 @@ mod tests {
         let spec = RunSpec::closed_loop(Workload::uuid_counter(), 1, RunUntil::Writes(1));
         let share = ShareRequest { run: run.clone(), host: "h".to_owned(), workers: 1, writes: None };
         let changing = vec![
-            ControlRequest::ClusterCreate(ClusterSpec {
-                instances_per_host: 1,
-                replicas: 0,
-                node_timeout_ms: None,
-                allow_same_host: false,
-            }),
+            ControlRequest::ClusterCreate(ClusterSpec::default()),
             ControlRequest::RunStart(spec),
             ControlRequest::RunShare(share),
             ControlRequest::RunVerify(VerifyRequest { run: run.clone(), sample: None, workers: 1 }),
@@ -92,7 +87,11 @@ mod tests {
         let addr = ([127, 0, 0, 1], 1).into();
         let agent = Peer::Agent { id: HostId(1), name: "h".to_owned(), addr };
         for request in asking.iter().chain(&changing) {
-            assert_eq!(forbidden(&agent, request).map(|r| r.kind), Some(RefusalKind::Forbidden), "{request:?}");
+            assert_eq!(
+                forbidden(&agent, request).map(|r| r.kind),
+                Some(RefusalKind::Forbidden),
+                "{request:?}"
+            );
         }
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use redmesh_api::ids::HostId;
 use redmesh_api::level::{ClusterPlan, Level, PlanStage, PlannedInstance};
+use redmesh_api::secret::RedisSecret;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -38,6 +39,8 @@ pub struct LocalSettings {
     pub directives: Vec<(String, Vec<String>)>,
     /// `net.core.somaxconn`, where known.
     pub somaxconn: Option<u32>,
+    /// Where the servers' passwords come from, if they have any.
+    pub secret: Option<RedisSecret>,
 }
 
 impl fmt::Debug for LocalSettings {
@@ -96,6 +99,7 @@ pub fn wanted(
             dir: local.data_dir.join(instance.port.to_string()),
             somaxconn: local.somaxconn,
             directives: local.directives.clone(),
+            secret: local.secret.clone(),
         };
         instances.push(WantedInstance {
             addr: plan.addr_of(instance),

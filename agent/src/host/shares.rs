@@ -34,8 +34,9 @@ use crate::cluster::AdminPool;
 use crate::facts::{self, SHARES_LOST_MAX, ShareCounts, ShareLost};
 use crate::load::ledger::{self, Recovered};
 use crate::load::{
-    self, EXCEPTIONS_MAX, Engine, Password, ReadBackTask, ShareHandle, ShareSpec, ShareUntil, Task, Written,
+    self, EXCEPTIONS_MAX, Engine, ReadBackTask, ShareHandle, ShareSpec, ShareUntil, Task, Written,
 };
+use crate::login::Login;
 use crate::mesh::Mesh;
 use crate::peer::ShareReport;
 use local::LocalShare;
@@ -55,8 +56,8 @@ pub struct ShareSettings {
     pub state_dir: PathBuf,
     /// Load threads, where the run doesn't say.
     pub threads: usize,
-    /// The servers' password, if they want one.
-    pub password: Option<Password>,
+    /// What the servers want to be told first, if anything.
+    pub login: Option<Login>,
 }
 
 /// Which run, and which of its shares.
@@ -342,7 +343,7 @@ impl Shares {
             begin,
             until,
             threads,
-            password: self.settings.password.clone(),
+            login: self.settings.login.clone(),
         };
         let path = load::ledger_path(&dir, epoch);
         let handle: ShareHandle =

@@ -30,7 +30,6 @@ mod thread;
 mod written;
 pub mod workload;
 
-use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -38,6 +37,8 @@ use std::time::{Duration, Instant};
 
 use redmesh_api::ids::{HostId, RunId};
 use redmesh_api::workload::Workload;
+
+use crate::login::Login;
 
 pub use engine::{Engine, ShareHandle};
 pub use shared::ShareView;
@@ -88,7 +89,7 @@ pub struct ShareSpec {
     /// every further thread has connections of its own and so smaller batches.
     pub threads: usize,
     /// What connections say before anything else, if the servers want it.
-    pub password: Option<Password>,
+    pub login: Option<Login>,
 }
 
 /// What a share's workers do.
@@ -118,29 +119,6 @@ impl ReadBackTask {
             epoch.exceptions.sort_unstable_by_key(|exception| (exception.lane, exception.index));
         }
         Self { written, per_million, acked_beyond }
-    }
-}
-
-/// A password of the servers' default user; never shown.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Password(String);
-
-impl Password {
-    /// The command that gives it.
-    fn command(&self) -> Box<[u8]> {
-        format!("*2\r\n$4\r\nAUTH\r\n${}\r\n{}\r\n", self.0.len(), self.0).into_bytes().into()
-    }
-}
-
-impl From<String> for Password {
-    fn from(text: String) -> Self {
-        Self(text)
-    }
-}
-
-impl fmt::Debug for Password {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("…")
     }
 }
 

@@ -30,7 +30,8 @@ use super::routing::SlotMap;
 use super::shared::{Command, Shared, Survey};
 use super::workload::{KeyPrefix, Op, Source, worker_uuid};
 use super::written::{EXCEPTIONS_MAX, Exception};
-use super::{Limits, Password, ShareSpec, Task};
+use super::{Limits, ShareSpec, Task};
+use crate::login::Login;
 use crate::stats::recorder::Recorder;
 
 /// The waker's token; connections use their indexes.
@@ -242,7 +243,7 @@ impl LoadThread {
             },
             dirty: Vec::new(),
             poll,
-            auth: spec.password.as_ref().map(Password::command),
+            auth: spec.login.as_ref().map(Login::command),
             last_answer_us: 0,
             phase: Phase::Waiting,
             begin_us: us(spec.begin.saturating_duration_since(base)),

@@ -422,9 +422,9 @@ impl Actor {
         let Some(entry) = self.entries.get(&addr) else { return };
         let Some(pid) = entry.instance.pid() else { return };
         let clients_needed = entry.wanted.as_ref().map_or(0, |(_, wanted)| wanted.clients_needed);
-        let password = self.options.password.clone();
+        let login = self.options.login.clone();
         self.watches.spawn(async move {
-            let answer = probe::probe(addr, pid, clients_needed, password.as_deref()).await;
+            let answer = probe::probe(addr, pid, clients_needed, login.as_ref()).await;
             let event = match answer {
                 Ok(probe::Answer { run_id, note }) => Event::Ready { run_id, note },
                 Err(words) => Event::NotReady(words),

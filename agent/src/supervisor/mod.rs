@@ -29,6 +29,8 @@ use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::login::Login;
+
 pub use instance::{CRASH_WINDOW, Effect, Event, Instance};
 pub use process::{ProcessError, find_server};
 
@@ -56,8 +58,8 @@ pub struct SupervisorOptions {
     /// The server's binary; `None` searches PATH for `redis-server`, then
     /// `valkey-server`.
     pub server: Option<PathBuf>,
-    /// Password of the default user where the configuration sets one: for PING and INFO.
-    pub password: Option<String>,
+    /// What servers want to be told before PING and INFO, if anything.
+    pub login: Option<Login>,
     /// What becomes of the servers at the end.
     pub on_exit: OnExit,
     /// Ends the supervisor like [`Supervisor::shutdown`].
@@ -69,7 +71,7 @@ impl fmt::Debug for SupervisorOptions {
         f.debug_struct("SupervisorOptions")
             .field("data_dir", &self.data_dir)
             .field("server", &self.server)
-            .field("password", &self.password.as_ref().map(|_| "…"))
+            .field("login", &self.login)
             .field("on_exit", &self.on_exit)
             .finish_non_exhaustive()
     }

@@ -10,6 +10,8 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
+use crate::login::Login;
+
 /// For the whole conversation.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -29,9 +31,9 @@ pub(super) async fn probe(
     addr: SocketAddr,
     pid: u32,
     clients_needed: u32,
-    password: Option<&str>,
+    login: Option<&Login>,
 ) -> Result<Answer, String> {
-    let talk = talk(addr, pid, clients_needed, password);
+    let talk = talk(addr, pid, clients_needed, login);
     match tokio::time::timeout(PROBE_TIMEOUT, talk).await {
         Ok(result) => result,
         Err(_) => Err(format!("{addr} does not answer PING within {} ms", PROBE_TIMEOUT.as_millis())),
@@ -42,22 +44,24 @@ async fn talk(
     addr: SocketAddr,
     pid: u32,
     clients_needed: u32,
-    password: Option<&str>,
+    login: Option<&Login>,
 ) -> Result<Answer, String> {
     let lost = |e: io::Error| format!("{addr} does not answer: {e}");
     let stream = TcpStream::connect(addr).await.map_err(lost)?;
     let mut stream = BufReader::new(stream);
     let says = |words: String| format!("{addr} is not ready; it says: {words}");
-    if let Some(password) = password
-        && let Reply::Error(words) = ask(&mut stream, &["AUTH", password]).await.map_err(lost)?
+    if let Some(login) = login
+        && let Reply::Error(words) = ask(&mut stream, &login.words()).await.map_err(lost)?
     {
-        return Err(says(words));
+        return Err(says(format!(
+            "{words} (it was started under another password, or without one: restart it to give it the agent's)"
+        )));
     }
     match ask(&mut stream, &["PING"]).await.map_err(lost)? {
         Reply::Text(text) if text == "PONG" => {}
         Reply::Error(words) if words.starts_with("NOAUTH") => {
             return Err(format!(
-                "{addr} wants a password that the agent doesn't know; set requirepass in redis.directives"
+                "{addr} wants a password that the agent doesn't know; set redis.auth = \"on\", or requirepass in redis.directives"
             ));
         }
         Reply::Error(words) | Reply::Text(words) => return Err(says(words)),

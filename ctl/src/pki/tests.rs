@@ -37,11 +37,20 @@ fn a_host_and_an_operator_get_identities_that_load() {
     assert_eq!((host.role(), host.name()), (Role::Host, "host-1"));
     assert!(host.names_ip("127.0.0.1".parse().unwrap()) && host.names_ip("::1".parse().unwrap()));
     assert!(!host.names_ip("127.0.0.2".parse().unwrap()));
+    let secret = RedisSecret::load(&dir).unwrap();
+    assert_eq!(RedisSecret::load(&dir.join("host-1")).unwrap(), secret);
+    assert_eq!(pki(&["redis-password", "--dir", d]).unwrap(), secret.client_password());
     let out = issue_operator(&dir, "ann").unwrap();
+    assert!(!out.join(REDIS_SECRET_FILE).exists(), "operators get no secret");
     let operator = Identity::load(&out).unwrap();
     assert_eq!((operator.role(), operator.name()), (Role::Operator, "ann"));
     let shown = pki(&["show", out.to_str().unwrap()]).unwrap();
     assert!(shown.contains("operator    ann") && shown.contains("days left"), "{shown}");
+    pki(&["issue", "--dir", d, "--operator", "bob", "--read-only"]).unwrap();
+    let reader = Identity::load(&dir.join("bob")).unwrap();
+    assert_eq!((reader.role(), reader.name()), (Role::Reader, "bob"));
+    let shown = pki(&["show", dir.join("bob").to_str().unwrap()]).unwrap();
+    assert!(shown.contains("operator    bob (read-only)"), "{shown}");
     let shown = pki(&["show", dir.join("host-1").to_str().unwrap()]).unwrap();
     assert!(shown.contains("address     127.0.0.1") && shown.contains("host-1.host.redmesh"), "{shown}");
     assert!(pki(&["show", d]).unwrap().contains("certificate authority"));
@@ -53,10 +62,14 @@ fn nothing_is_overwritten_unasked() {
     let dir = temp.path();
     init(dir, "m").unwrap();
     let ca = fs::read(dir.join("ca.pem")).unwrap();
+    let key = fs::read(dir.join("ca.key")).unwrap();
     assert!(words(init(dir, "m")).contains("ca.pem is there already"));
     fs::remove_file(dir.join("ca.pem")).unwrap();
     assert!(words(init(dir, "m")).contains("ca.key is there already"));
+    fs::remove_file(dir.join("ca.key")).unwrap();
+    assert!(words(init(dir, "m")).contains("redis.secret is there already"));
     fs::write(dir.join("ca.pem"), ca).unwrap();
+    fs::write(dir.join("ca.key"), key).unwrap();
     let ip = ["10.0.0.1".parse().unwrap()];
     let out = issue_host(dir, "a", &ip).unwrap();
     let cert = fs::read(out.join("cert.pem")).unwrap();
@@ -100,6 +113,7 @@ fn bad_names_addresses_and_combinations_are_refused() {
         &["issue", "--dir", d, "--operator", "a", "--ip", "10.0.0.1"],
         &["issue", "--dir", d, "--operator", "a", "--host", "b", "--ip", "10.0.0.1"],
         &["issue", "--dir", d, "--operator", "a", "--days", "0"],
+        &["issue", "--dir", d, "--host", "a", "--ip", "10.0.0.1", "--read-only"],
         &["issue", "--dir", d, "--operator", "a", "--days", "-1"],
         &["init", "--dir", d, "--mesh", ""],
     ] {

@@ -74,6 +74,7 @@ fn config(addr: SocketAddr, dir: &Path, directives: &[(String, Vec<String>)]) ->
         dir: dir.to_owned(),
         somaxconn: Some(4096),
         directives: directives.to_vec(),
+        secret: None,
     };
     conf.render().unwrap()
 }
@@ -218,7 +219,7 @@ async fn a_password_is_used_and_connections_are_bounded() {
         let config = config(*addr, &servers.path(&name), &directives);
         servers.start(&name, &config, None);
     }
-    let options = AdminOptions { password: Some("top secret".into()), connections_max: 2 };
+    let options = AdminOptions { login: Some(Login::default_user("top secret")), connections_max: 2 };
     assert!(!format!("{options:?}").contains("secret"));
     let pool = AdminPool::new(options);
     for addr in &addrs {

@@ -11,6 +11,7 @@ fn conf(directives: &[(&str, &[&str])]) -> RedisConf {
         dir: "/var/lib/redmesh/6379".into(),
         somaxconn: Some(4096),
         directives: directives.iter().map(|(name, values)| ((*name).to_owned(), own(values))).collect(),
+        secret: None,
     }
 }
 
@@ -73,6 +74,36 @@ fn a_password_is_given_to_replicas_too() {
     assert_eq!(password(&own).as_deref(), Some("a"));
     assert_eq!(render(&[("requirepass", &["a"]), ("masterauth", &["b"])]).matches("masterauth").count(), 1);
     assert_eq!(password(&[]), None);
+}
+
+#[test]
+fn with_a_secret_agents_and_replicas_have_a_user_and_clients_a_password() {
+    let secret = RedisSecret::generate().unwrap();
+    let (agent, client) = (secret.agent_password(), secret.client_password());
+    let rule = secret.agent_password_rule();
+    let with = |directives: &[(&str, &[&str])]| {
+        let mut conf = conf(directives);
+        conf.secret = Some(secret.clone());
+        assert!(!format!("{conf:?}").contains(&client));
+        conf.render().map_err(|error| error.to_string())
+    };
+    let text = with(&[]).unwrap();
+    let expected = format!(
+        "user redmesh on \"{rule}\" ~* &* +@all\nrequirepass {client}\nmasteruser redmesh\nmasterauth {agent}\n"
+    );
+    assert!(text.ends_with(&expected), "{text}");
+    // What the user says wins; the agents keep their own way in.
+    let text = with(&[("RequirePass", &["mine"])]).unwrap();
+    assert!(text.contains("requirepass mine\n") && !text.contains(&client), "{text}");
+    assert!(text.contains("user redmesh on") && text.contains(&format!("masterauth {agent}\n")), "{text}");
+    let text = with(&[("masterauth", &["other"])]).unwrap();
+    assert_eq!(text.matches("masterauth").count(), 1);
+    assert!(!text.contains("masteruser"));
+    for (name, value) in [("aclfile", "/x"), ("user", "redmesh on nopass"), ("user", "\"redmesh\" off")] {
+        let words = with(&[(name, &[value])]).unwrap_err();
+        assert!(words.contains(name) && words.contains("redis.auth"), "{words}");
+    }
+    with(&[("user", &["default off", "alice on >p ~* +@read"])]).unwrap();
 }
 
 #[test]

@@ -15,7 +15,7 @@ use super::*;
 const ME: HostId = HostId(7);
 
 fn shares(dir: &TempDir) -> Shares {
-    Shares::new(ShareSettings { host: ME, state_dir: dir.path().to_owned(), threads: 1, password: None })
+    Shares::new(ShareSettings { host: ME, state_dir: dir.path().to_owned(), threads: 1, login: None })
 }
 
 fn run_id() -> RunId {

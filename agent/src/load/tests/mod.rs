@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
 use super::routing::SlotMap;
-use super::{Engine, Limits, Password, ShareHandle, ShareSpec, ShareUntil, Task, ledger, ledger_path};
+use super::{Engine, Limits, ShareHandle, ShareSpec, ShareUntil, Task, ledger, ledger_path};
 
 /// No condition of these tests may take longer.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -72,7 +72,7 @@ pub(super) fn spec(workers: u32, until: ShareUntil) -> ShareSpec {
         begin: Instant::now(),
         until,
         threads: 1,
-        password: None,
+        login: None,
     }
 }
 

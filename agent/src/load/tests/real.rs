@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 
 use super::*;
 use crate::load::workload::slot_of;
+use crate::login::Login;
 
 /// One redis-server, killed with the value.
 struct Server {
@@ -166,7 +167,7 @@ fn a_password_is_given_before_anything_else() {
         ask(*addr, "CONFIG SET requirepass \"top secret\"");
     }
     let with = |password: &str| ShareSpec {
-        password: Some(Password::from(password.to_owned())),
+        login: Some(Login::default_user(password)),
         ..spec(100, ShareUntil::Writes(5_000))
     };
     assert!(!format!("{:?}", with("top secret")).contains("top secret"));

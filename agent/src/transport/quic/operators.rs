@@ -67,7 +67,9 @@ impl Operators {
         }
         let own = connected.by_name.get(name).copied().unwrap_or(0);
         if own >= CONNECTIONS_PER_NAME_MAX {
-            return Err(format!("busy: {CONNECTIONS_PER_NAME_MAX} connections of operator {name} are open already"));
+            return Err(format!(
+                "busy: {CONNECTIONS_PER_NAME_MAX} connections of operator {name} are open already"
+            ));
         }
         connected.all += 1;
         connected.by_name.insert(name.to_owned(), own + 1);
@@ -117,8 +119,7 @@ mod tests {
     #[test]
     fn connections_are_bounded_by_name_and_in_all_and_come_free_again() {
         let operators = Operators::default();
-        let mut seats: Vec<_> =
-            (0..CONNECTIONS_PER_NAME_MAX).map(|_| operators.seat("a").unwrap()).collect();
+        let mut seats: Vec<_> = (0..CONNECTIONS_PER_NAME_MAX).map(|_| operators.seat("a").unwrap()).collect();
         assert!(operators.seat("a").unwrap_err().contains("operator a"));
         for n in CONNECTIONS_PER_NAME_MAX..CONNECTIONS_MAX {
             seats.push(operators.seat(&format!("n{n}")).unwrap());

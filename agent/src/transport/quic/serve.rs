@@ -306,7 +306,9 @@ async fn serve_request(
                 (channel, answer(&shared, &inbound, channel, payload).await)
             }
             Err(busy) => {
-                shared.refusals.note(inbound.connection.remote_address(), "too many control requests at once");
+                shared
+                    .refusals
+                    .note(inbound.connection.remote_address(), "too many control requests at once");
                 (channel, busy.map_err(|error| crate::error_chain(&error)))
             }
         },

@@ -1,5 +1,8 @@
 //! Real QUIC on 127.42.0.0/24.
 
+mod admission;
+mod attack;
+
 use std::net::IpAddr;
 use std::sync::OnceLock;
 
@@ -36,7 +39,8 @@ impl Handler for Echo {
         }
         let who = match peer {
             Peer::Agent { name, id, .. } => format!("{name}/{id}"),
-            Peer::Operator { name, .. } => name.clone(),
+            Peer::Operator { name, role: Role::Operator, .. } => name.clone(),
+            Peer::Operator { name, role, .. } => format!("{name}/{role}"),
         };
         Ok(format!("{}<{who} {channel:?} {}", self.0, String::from_utf8_lossy(&payload)).into_bytes())
     }
@@ -226,7 +230,6 @@ async fn requests_go_both_ways_over_one_dial_each() {
         }
     });
     futures_util::future::join_all(asks).await;
-    assert_eq!(a.ask(&b, Channel::Control, "x").await.unwrap(), "b<a/00000001 Control x");
     assert_eq!(a.ask(&a, Channel::Peer, "self").await.unwrap(), "a<a/00000001 Peer self");
     for node in [&a, &b] {
         assert_eq!((node.quic.stats().links, node.quic.stats().connections), (1, 2));
@@ -300,161 +303,6 @@ async fn gossip_arrives_with_its_senders_mesh_address() {
     close_all(&[&a, &b]).await;
 }
 
-#[tokio::test]
-async fn strangers_are_refused_with_the_reason_on_both_sides() {
-    let (log, _guard) = Log::begin();
-    let a = Node::start("a", 10);
-    // No certificate.
-    let mut config =
-        rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .unwrap()
-            .with_root_certificates(ca().operator("o").roots().clone())
-            .with_no_client_auth();
-    config.alpn_protocols = vec![tls::ALPN.to_vec()];
-    let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(config).unwrap();
-    let raw = Raw::connect_with(quinn::ClientConfig::new(Arc::new(crypto)), 11, a.addr).await.unwrap();
-    assert_eq!(raw.end().await, "the peer says: we presented no certificate");
-    // Another CA's certificate, of a client that trusts ours.
-    let other = TestCa::new();
-    let foreign = other.issue(Role::Host, "x", &[ip(12)], ca(), Days::days(1));
-    let raw = Raw::connect(&foreign, 12, a.addr).await.unwrap();
-    assert!(raw.end().await.contains("our certificate was signed by another CA"));
-    // Another CA on both sides: the stranger is the one who refuses.
-    let error = Raw::connect(&other.host("x", &[ip(13)]), 13, a.addr).await.err().unwrap();
-    assert!(tls::explain(&error).unwrap().contains("the peer's certificate was signed by another CA"));
-    // Expired.
-    let old = ca().issue(Role::Host, "old", &[ip(14)], ca(), Days::days(-1));
-    let raw = Raw::connect(&old, 14, a.addr).await.unwrap();
-    assert!(raw.end().await.contains("our certificate has expired"));
-    until("all are logged", async || a.quic.stats().refused == 4).await;
-    let log = log.text();
-    for expected in [
-        "the peer presented no certificate",
-        "the peer's certificate was signed by another CA",
-        "the peer says: our certificate was signed by another CA",
-        "the peer's certificate has expired",
-    ] {
-        assert!(log.contains(expected), "{expected:?} is not in:\n{log}");
-    }
-    // An agent that is refused says so to whoever asked.
-    let start = Start { identity: Some(foreign), ..Start::new("x", 12) };
-    let b = start.bind();
-    assert!(words(b.ask(&a, Channel::Peer, "x").await).contains("our certificate was signed by another CA"));
-    close_all(&[&a, &b]).await;
-}
-
-#[tokio::test]
-async fn a_peer_that_is_no_redmesh_is_called_so() {
-    let a = Node::start("a", 15);
-    let mut config = tls::client_config(&ca().host("b", &[ip(16)])).unwrap();
-    config.alpn_protocols = vec![b"h3".to_vec()];
-    let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(config).unwrap();
-    let connected = Raw::connect_with(quinn::ClientConfig::new(Arc::new(crypto)), 16, a.addr).await;
-    let said = tls::explain(&connected.err().unwrap()).unwrap();
-    assert!(said.contains("does not speak redmesh/1"), "{said}");
-    // And a certificate for another address than the one dialled.
-    let start = Start { identity: Some(ca().host("c", &[ip(17), ip(18)])), ..Start::new("c", 17) };
-    let (mut options, _mesh) = start.options();
-    options.listen = SocketAddr::new(ip(19), 0);
-    let c = QuicTransport::bind(options).unwrap();
-    let to = SocketAddr::new(ip(19), c.advertise_addr().port());
-    let refused = a.quic.request(to, Channel::Peer, vec![], DEADLINE).await;
-    assert!(words(refused).contains("not for the address that was dialled"));
-    c.close().await;
-    close_all(&[&a]).await;
-}
-
-#[tokio::test]
-async fn an_operator_may_send_control_requests_only() {
-    let a = Node::start("a", 20);
-    let raw = Raw::connect(&ca().operator("ann"), 21, a.addr).await.unwrap();
-    assert_eq!(raw.exchange(Channel::Control, b"x").await.unwrap().unwrap(), "a<ann Control x");
-    for channel in [Channel::Peer, Channel::Raft, Channel::Gossip] {
-        let reason = raw.exchange(channel, b"x").await.unwrap().unwrap_err();
-        assert!(reason.contains("control requests only"), "{reason}");
-    }
-    let reply = raw.exchange(Channel::Hello, &codec::encode(&hello("ann", 21)).unwrap()).await.unwrap();
-    assert!(reply.unwrap_err().contains("no hello"));
-    let mut stream = raw.connection.open_uni().await.unwrap();
-    frames::write_frame(&mut stream, Channel::Gossip, Direction::Request, b"x").await.unwrap();
-    assert!(raw.end().await.contains("control requests only"));
-    // An operator's certificate is no agent's, even with an address.
-    let start = Start {
-        identity: Some(ca().issue(Role::Operator, "o", &[ip(22)], ca(), Days::days(1))),
-        ..Start::new("o", 22)
-    };
-    let error = QuicTransport::bind(start.options().0).unwrap_err();
-    assert!(matches!(error, BindError::NotAHost { .. }), "{error}");
-    close_all(&[&a]).await;
-}
-
-#[tokio::test]
-async fn hellos_that_do_not_fit_their_certificate_or_mesh_are_refused() {
-    let a = Start { mesh_id: Some(MeshId(Uuid::from_u128(1))), ..Start::new("a", 30) }.bind();
-    let identity = ca().host("b", &[ip(31)]);
-    let good = hello("b", 31);
-    let cases: Vec<(&str, Hello)> = vec![
-        ("the certificate \"b\"", Hello { name: "c".into(), ..good.clone() }),
-        ("not for that address", Hello { addr: (ip(32), 1).into(), ..good.clone() }),
-        ("compare mesh.name", Hello { mesh_name: "other".into(), ..good.clone() }),
-        ("initialised apart", Hello { mesh_id: Some(MeshId(Uuid::from_u128(2))), ..good.clone() }),
-        ("same redmesh version", Hello { protocol: 99, ..good.clone() }),
-        ("state directory copied", Hello { id: HostId(30), ..good.clone() }),
-        ("nobody's", Hello { id: HostId(0), ..good.clone() }),
-    ];
-    for (expected, bad) in cases {
-        let raw = Raw::connect(&identity, 31, a.addr).await.unwrap();
-        let reason = raw.hello(&bad).await.unwrap_err();
-        assert!(reason.contains(expected), "{expected:?} is not in {reason:?}");
-        assert!(raw.end().await.contains(expected));
-    }
-    // A request before any hello.
-    let raw = Raw::connect(&identity, 31, a.addr).await.unwrap();
-    assert!(raw.exchange(Channel::Peer, b"x").await.is_err());
-    assert!(raw.end().await.contains("must carry its hello"));
-    // The good one, its successor, and then a ghost.
-    let first = Raw::connect(&identity, 31, a.addr).await.unwrap();
-    assert_eq!(first.hello(&good).await.unwrap().name, "a");
-    assert_eq!(first.exchange(Channel::Peer, b"x").await.unwrap().unwrap(), "a<b/0000011f Peer x");
-    let later = Raw::connect(&identity, 31, a.addr).await.unwrap();
-    later.hello(&Hello { boot_id: 6, ..good.clone() }).await.unwrap();
-    assert!(first.end().await.contains("later connection"));
-    let ghost = Raw::connect(&identity, 31, a.addr).await.unwrap();
-    assert!(ghost.hello(&good).await.unwrap_err().contains("older agent"));
-    // On one connection the life can't change.
-    let swapped = later.hello(&Hello { boot_id: 7, ..good }).await.unwrap_err();
-    assert!(swapped.contains("same life"), "{swapped}");
-    close_all(&[&a]).await;
-}
-
-#[tokio::test]
-async fn meshes_that_were_initialised_apart_part_as_soon_as_both_know() {
-    let (a, b) = (Node::start("a", 40), Node::start("b", 41));
-    a.ask(&b, Channel::Peer, "x").await.unwrap();
-    b.ask(&a, Channel::Peer, "x").await.unwrap();
-    let one = MeshId(Uuid::from_u128(1));
-    a.mesh.send_replace(Some(one));
-    a.ask(&b, Channel::Peer, "one side does not know yet").await.unwrap();
-    b.mesh.send_replace(Some(MeshId(Uuid::from_u128(2))));
-    until("the links end", async || a.quic.stats().links + b.quic.stats().links == 0).await;
-    for (from, to) in [(&a, &b), (&b, &a)] {
-        let reason = words(from.ask(to, Channel::Peer, "x").await);
-        assert!(reason.contains("two meshes that were initialised apart"), "{reason}");
-    }
-    b.mesh.send_replace(Some(one));
-    until("one mesh again", async || a.ask(&b, Channel::Peer, "x").await.is_ok()).await;
-    close_all(&[&a, &b]).await;
-}
-
-#[tokio::test]
-async fn two_hosts_with_one_id_are_refused() {
-    let a = Start { id: Some(9), ..Start::new("a", 42) }.bind();
-    let b = Start { id: Some(9), ..Start::new("b", 43) }.bind();
-    assert!(words(a.ask(&b, Channel::Peer, "x").await).contains("was a state directory copied?"));
-    close_all(&[&a, &b]).await;
-}
-
 /// A runtime that dies with everything in it, without a goodbye: as near to kill -9 as
 /// one process gets.
 fn life(start: Start) -> (tokio::runtime::Runtime, Node) {
@@ -517,54 +365,6 @@ async fn an_address_that_is_taken_or_wrong_is_named_with_the_remedy() {
     let error = QuicTransport::bind(options).unwrap_err();
     assert!(matches!(error, BindError::NoSuchAddress { .. }), "{error}");
     close_all(&[&a]).await;
-}
-
-#[tokio::test]
-async fn hostile_streams_end_alone() {
-    let a = Node::start("a", 60);
-    let raw = Raw::connect(&ca().host("b", &[ip(61)]), 61, a.addr).await.unwrap();
-    raw.hello(&hello("b", 61)).await.unwrap();
-    let oversize = |channel: Channel| {
-        let mut bytes = vec![PROTOCOL_VERSION, channel as u8];
-        bytes.extend(u32::MAX.to_le_bytes());
-        bytes
-    };
-    let mut whole = codec::header(Channel::Peer, Direction::Request, 100).unwrap().to_vec();
-    whole.extend([0; 50]);
-    let cases: [(&str, Vec<u8>); 7] = [
-        ("at most", oversize(Channel::Peer)),
-        ("at most", oversize(Channel::Control)),
-        ("protocol version 9", vec![9; HEADER_BYTES]),
-        ("unknown channel 77", vec![PROTOCOL_VERSION, 77, 0, 0, 0, 0]),
-        ("stream ended after 0 bytes", vec![]),
-        ("stream ended after 3 bytes", vec![PROTOCOL_VERSION, 2, 0]),
-        ("stream ended after 50 bytes", whole),
-    ];
-    for (expected, bytes) in &cases {
-        let (mut send, mut recv) = raw.connection.open_bi().await.unwrap();
-        send.write_all(bytes).await.unwrap();
-        send.finish().unwrap();
-        let reason = timeout(DEADLINE, frames::read_reply(&mut recv)).await.unwrap().unwrap().unwrap_err();
-        assert!(reason.contains(expected), "{expected:?} is not in {reason:?}");
-        let mut uni = raw.connection.open_uni().await.unwrap();
-        uni.write_all(bytes).await.unwrap();
-        // The other side may have stopped it already.
-        let _ = uni.finish();
-    }
-    until("bad gossip is counted", async || a.quic.stats().gossip_dropped_in == cases.len() as u64).await;
-    assert_eq!(raw.exchange(Channel::Peer, b"x").await.unwrap().unwrap(), "a<b/0000013d Peer x");
-    raw.endpoint.close(VarInt::from_u32(CLOSE_REFUSED), &[0xff; 100]);
-    until("its refusal is counted", async || a.quic.stats().refused == 1).await;
-    until("it is gone", async || a.quic.stats().connections == 0).await;
-    close_all(&[&a]).await;
-}
-
-proptest! {
-    #[test]
-    fn hostile_hellos_never_panic(bytes: Vec<u8>) {
-        let _ = codec::decode::<Hello>(&bytes);
-        let _ = codec::decode::<HelloReply>(&bytes);
-    }
 }
 
 #[tokio::test]

@@ -73,7 +73,9 @@ impl<'a> Cluster<'a> {
         let cluster =
             Self { ctl: bin.join("redmeshctl"), dir, layout, instances: layout.instances(), children };
         let mut demo = Command::new(&cluster.ctl);
-        demo.args(["demo", "--keep", "--writes", "1000", "--workers", "10", "--dir"]).arg(&cluster.dir);
+        // redis-benchmark takes a password on its command line only.
+        demo.args(["demo", "--keep", "--no-auth", "--writes", "1000", "--workers", "10", "--dir"])
+            .arg(&cluster.dir);
         for (option, value) in [
             ("--hosts", layout.hosts.to_string()),
             ("--per-host", layout.per_host.to_string()),
