@@ -181,6 +181,12 @@ impl Mesh {
         child.wait().expect("reap an agent");
     }
 
+    /// Pid of a host's agent.
+    pub fn agent_pid(&self, host: usize) -> i32 {
+        let child = self.agents[host].as_ref().expect("the agent runs");
+        i32::try_from(child.id()).expect("a pid")
+    }
+
     /// Whether a host's agent runs.
     pub fn agent_runs(&mut self, host: usize) -> bool {
         self.agents[host].as_mut().is_some_and(|child| child.try_wait().expect("ask for a child").is_none())
