@@ -35,6 +35,7 @@ use crate::level::LevelCell;
 use crate::login::Login;
 use crate::mesh::{Mesh, MeshOptions};
 use crate::metrics;
+use crate::renewal;
 use crate::supervisor::{OnExit, Supervisor, SupervisorOptions};
 use crate::transport::Transport;
 use crate::transport::quic::{LocalPeer, QuicOptions, QuicTransport};
@@ -95,15 +96,18 @@ async fn build(config: Config) -> Result<Running> {
 
     let (mesh_id, known_mesh) = watch::channel(levels_cell.get().mesh);
     tasks.spawn(named("mesh id", announce_mesh_id(levels_cell.clone(), mesh_id, cancel.clone())));
-    let transport: Arc<dyn Transport> = QuicTransport::bind(QuicOptions {
+    let quic = QuicTransport::bind(QuicOptions {
         listen: config.mesh.listen,
         advertise: config.mesh.advertise,
-        identity,
+        identity: identity.clone(),
         host_secret: *host.secret(),
         local: LocalPeer { id: host.id(), boot_id: host.generation(), mesh_name: config.mesh.name.clone() },
         mesh_id: known_mesh,
     })
     .context("can't open the mesh port")?;
+    let renewing = renewal::watch(config.identity_dir.clone(), identity, quic.clone(), cancel.clone());
+    tasks.spawn(named("certificate", renewing));
+    let transport: Arc<dyn Transport> = quic;
 
     let host_facts = HostFacts {
         name: name.clone(),

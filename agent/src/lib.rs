@@ -10,6 +10,7 @@ pub mod config;
 pub mod identity;
 pub mod login;
 pub mod transport;
+pub mod renewal;
 pub mod mesh;
 pub mod consensus;
 pub mod supervisor;

@@ -306,9 +306,9 @@ fn a_read_only_operator_asks_any_agent_and_changes_nothing_through_any() {
         for changing in [
             &["cluster", "create", "--instances-per-host", "1"][..],
             &["run", "start", "--workers", "3", "--writes", "100"],
-            &["run", "stop", "latest"],
+            &["run", "stop"],
             &["run", "verify"],
-            &["run", "share", "latest", "--host", "host-1", "--workers", "1"],
+            &["run", "share", "--host", "host-1", "--workers", "1"],
         ] {
             let output = ctl(changing);
             let said = String::from_utf8_lossy(&output.stderr);
@@ -399,4 +399,33 @@ fn without_authentication_servers_are_as_redis_makes_them() {
         .expect("run redis-cli");
     assert_eq!(String::from_utf8_lossy(&open.stdout).trim(), "PONG");
     mesh.ok_at(1, &["run", "start", "--workers", "10", "--writes", "2000"]);
+}
+
+#[test]
+fn a_renewed_certificate_is_taken_up_by_a_running_agent_and_a_broken_one_is_not() {
+    let mesh = MeshBuilder::new(2).ready();
+    let (to, runtime) = (agent(&mesh), runtime());
+    let config = tls::quic_client_config(&identity(&mesh, "tester")).expect("TLS");
+    let presented = || {
+        let (from, config) = (attacker(&mesh, 1), config.clone());
+        let connection = runtime.block_on(async { connect(&endpoint(from), config, to).await });
+        tls::chain_of(&connection.expect("the agent answers")).expect("a certificate")
+    };
+    let old = presented();
+    assert_eq!(old, identity(&mesh, "host-1").chain());
+    let key = mesh.dir().join("pki/host-1/key.pem");
+    let whole = std::fs::read(&key).expect("read a key");
+    std::fs::write(&key, "broken").expect("break a key");
+    until("the agent to say that it can't use it", SOON, || {
+        mesh.log(0).contains("the changed identity can't be used, the old one stays").then_some(())
+    });
+    assert_eq!(presented(), old);
+    std::fs::write(&key, whole).expect("mend a key");
+    let renewed =
+        mesh.ctl(&["pki", "issue", "--dir", "pki", "--host", "host-1", "--ip", &mesh.ip(0), "--renew"]);
+    assert!(renewed.status.success(), "{}", String::from_utf8_lossy(&renewed.stderr));
+    let new = identity(&mesh, "host-1");
+    assert_ne!(new.chain(), old);
+    until("the agent to present the new one", SOON, || (presented() == new.chain()).then_some(()));
+    mesh.await_members(2);
 }

@@ -197,6 +197,15 @@ pub fn names_ip(chain: &[CertificateDer<'_>], ip: IpAddr) -> bool {
         .is_ok_and(|leaf| leaf.verify_is_valid_for_subject_name(&ServerName::IpAddress(ip.into())).is_ok())
 }
 
+/// When a chain's leaf expires, milliseconds since 1970; 0 where that can't be read.
+pub fn valid_until_unix_ms(chain: &[CertificateDer<'_>]) -> u64 {
+    let until_s = chain
+        .first()
+        .and_then(|leaf| x509_parser::parse_x509_certificate(leaf).ok())
+        .map_or(0, |(_, cert)| cert.validity().not_after.timestamp());
+    u64::try_from(until_s).unwrap_or(0).saturating_mul(1000)
+}
+
 /// The certificates that a connection's peer presented, leaf first.
 pub fn chain_of(connection: &quinn::Connection) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     connection

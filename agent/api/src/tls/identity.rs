@@ -91,6 +91,11 @@ impl Identity {
         &self.roots
     }
 
+    /// Whether `other` has the same certificate and trusts the same CAs.
+    pub fn same_as(&self, other: &Self) -> bool {
+        self.chain() == other.chain() && self.roots.roots == other.roots.roots
+    }
+
     pub(super) fn key(&self) -> PrivateKeyDer<'static> {
         self.key.clone_key()
     }

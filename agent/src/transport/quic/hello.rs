@@ -64,6 +64,11 @@ impl Certified {
         Ok(Self { role, name, chain })
     }
 
+    /// The chain, leaf first.
+    pub fn chain(&self) -> &[rustls::pki_types::CertificateDer<'static>] {
+        &self.chain
+    }
+
     /// Whether the certificate is valid for `ip`.
     pub fn names_ip(&self, ip: IpAddr) -> bool {
         tls::names_ip(&self.chain, ip)

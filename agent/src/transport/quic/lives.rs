@@ -82,6 +82,12 @@ impl<C> Lives<C> {
         Ok((closing, newer))
     }
 
+    /// All connections.
+    #[cfg(test)]
+    pub fn connections(&self) -> impl Iterator<Item = &C> {
+        self.hosts.values().flat_map(|life| life.connections.iter().map(|(_, connection)| connection))
+    }
+
     /// Forgets a connection that has ended. The life stays known.
     pub fn leave(&mut self, id: HostId, number: usize) {
         if let Some(life) = self.hosts.get_mut(&id) {

@@ -13,6 +13,7 @@
 //! It must never dial or wait in a gossiping caller's time, and nothing that arrives may
 //! panic or allocate beyond a bound.
 
+mod expiry;
 mod gossip;
 mod hello;
 mod intake;
@@ -143,6 +144,16 @@ pub enum BindError {
         /// Advertised address.
         addr: SocketAddr,
     },
+    /// Another host's certificate in place of ours.
+    #[error(
+        "the certificate is for {name}, and this agent runs as {ours}: start it again to give it another name"
+    )]
+    AnotherName {
+        /// The certificate's name.
+        name: String,
+        /// Ours.
+        ours: String,
+    },
     /// The identity can't be used.
     #[error("TLS can't be set up")]
     Tls(#[source] TlsError),
@@ -189,6 +200,8 @@ impl Counts {
 /// What the handle and all tasks have in common.
 struct Shared {
     endpoint: Endpoint,
+    /// With which others are dialled: changes when our certificate is renewed.
+    client: watch::Sender<quinn::ClientConfig>,
     advertise: SocketAddr,
     name: String,
     local: LocalPeer,
@@ -269,15 +282,14 @@ impl QuicTransport {
         let _ = rustix::net::sockopt::set_socket_send_buffer_size(&socket, SOCKET_BUFFER_BYTES);
         let bound = socket.local_addr().map_err(failed)?;
         let config = endpoint_config(&host_secret);
-        let mut endpoint =
-            Endpoint::new(config, Some(server), socket, Arc::new(TokioRuntime)).map_err(failed)?;
-        endpoint.set_default_client_config(client);
+        let endpoint = Endpoint::new(config, Some(server), socket, Arc::new(TokioRuntime)).map_err(failed)?;
         if listen.port() == 0 {
             advertise.set_port(bound.port());
         }
         let (gossip_in, gossip_arrives) = mpsc::channel(GOSSIP_QUEUE_MAX);
         let shared = Arc::new(Shared {
             endpoint,
+            client: watch::Sender::new(client),
             advertise,
             name,
             local,
@@ -296,6 +308,29 @@ impl QuicTransport {
         });
         shared.tasks.spawn(serve::accept_all(shared.clone()));
         Ok(Arc::new(Self { shared, gossip_arrives: Mutex::new(Some(gossip_arrives)) }))
+    }
+
+    /// Makes all later connections, of both ways, with `identity`. Links that we dialled
+    /// with the earlier one are replaced; what others dialled lives on until they do so, or
+    /// until the earlier certificate expires.
+    ///
+    /// # Errors
+    /// As [`QuicTransport::check_identity`], or [`BindError::AnotherName`]; then nothing has
+    /// changed.
+    pub fn renew(&self, identity: &Identity) -> Result<(), BindError> {
+        let shared = &self.shared;
+        Self::check_identity(identity, shared.advertise)?;
+        if identity.name() != shared.name {
+            return Err(BindError::AnotherName {
+                name: identity.name().to_owned(),
+                ours: shared.name.clone(),
+            });
+        }
+        let server = tls::quic_server_config(identity).map_err(BindError::Tls)?;
+        let client = tls::quic_client_config(identity).map_err(BindError::Tls)?;
+        shared.endpoint.set_server_config(Some(server));
+        shared.client.send_replace(client);
+        Ok(())
     }
 
     /// Figures for metrics.

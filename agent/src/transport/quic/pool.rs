@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::Shared;
+use super::expiry;
 use super::hello::{self, Certified, Hello, HelloReply};
 use crate::transport::TransportError;
 
@@ -28,6 +29,10 @@ pub const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Links and dials in the pool; beyond, the one that was idle longest makes room.
 pub const LINKS_MAX: usize = 1024;
+
+/// How long requests under way may go on over a link made with an earlier certificate of
+/// ours: longer than any of them waits.
+const RETIRED_MAX: Duration = Duration::from_secs(60);
 
 /// Why there is no link. Told to all who waited for it.
 #[derive(Debug, Clone)]
@@ -204,7 +209,7 @@ async fn dial(shared: &Arc<Shared>, to: SocketAddr) -> DialResult {
     let attempt = async {
         let connecting = shared
             .endpoint
-            .connect(to, &to.ip().to_string())
+            .connect_with(shared.client.borrow().clone(), to, &to.ip().to_string())
             .map_err(|error| DialError::Unreachable(error.to_string()))?;
         let connection = connecting.await?;
         let greeted = async {
@@ -265,6 +270,7 @@ async fn greet(
 async fn watch_link(shared: &Arc<Shared>, link: &Arc<Link>) {
     let mut mesh_id = shared.mesh_id.clone();
     let mut said_mesh = link.said_mesh;
+    let mut renewed = shared.client.subscribe();
     loop {
         let now = *mesh_id.borrow_and_update();
         if now != said_mesh {
@@ -277,6 +283,21 @@ async fn watch_link(shared: &Arc<Shared>, link: &Arc<Link>) {
                 return;
             }
             () = shared.cancel.cancelled() => return,
+            () = expiry::expired(&link.certified) => {
+                shared.refusals.note(link.to, "the peer's certificate has expired");
+                link.connection.close(VarInt::from_u32(CLOSE_REFUSED), expiry::EXPIRED.as_bytes());
+                return;
+            }
+            Ok(()) = renewed.changed() => {
+                // The next request dials with the new certificate; those under way end on this one.
+                shared.pool.forget(link);
+                tokio::select! {
+                    _ = timeout(RETIRED_MAX, link.connection.closed()) => {}
+                    () = shared.cancel.cancelled() => {}
+                }
+                link.connection.close(VarInt::from_u32(CLOSE_DONE), b"a later connection has taken its place");
+                return;
+            }
             Ok(()) = mesh_id.changed() => {}
         }
     }

@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::Shared;
+use super::expiry;
 use super::hello::{self, Certified, Hello, HelloReply};
 use super::intake::{Pending, Verdict};
 use super::operators::{Seat, Turn};
@@ -232,8 +233,16 @@ async fn serve_connection(shared: Arc<Shared>, inbound: Inbound) {
     let mut serving = JoinSet::new();
     // The mesh may have become known between the hello and here.
     end_if_of_another_mesh(&shared, &inbound);
+    let expiry = expiry::expired(&inbound.certified);
+    tokio::pin!(expiry);
+    let mut expired = false;
     loop {
         tokio::select! {
+            () = &mut expiry, if !expired => {
+                expired = true;
+                shared.refusals.note(connection.remote_address(), "the peer's certificate has expired");
+                connection.close(VarInt::from_u32(CLOSE_REFUSED), expiry::EXPIRED.as_bytes());
+            }
             stream = connection.accept_bi() => match stream {
                 Ok((send, recv)) => {
                     serving.spawn(serve_request(shared.clone(), inbound.clone(), send, recv));

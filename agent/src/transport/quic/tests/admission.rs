@@ -187,3 +187,68 @@ async fn two_hosts_with_one_id_are_refused() {
     assert!(words(a.ask(&b, Channel::Peer, "x").await).contains("was a state directory copied?"));
     close_all(&[&a, &b]).await;
 }
+
+#[tokio::test]
+async fn a_certificate_that_expires_ends_its_connections_and_a_renewed_one_needs_no_restart() {
+    let short = |name, last| ca().issue(Role::Host, name, &[ip(last)], ca(), Days::seconds(8));
+    let a = Start { identity: Some(short("a", 80)), ..Start::new("a", 80) }.bind();
+    let b = Node::start("b", 81);
+    a.ask(&b, Channel::Peer, "x").await.unwrap();
+    b.ask(&a, Channel::Peer, "x").await.unwrap();
+    let person = ca().issue(Role::Operator, "o", &[], ca(), Days::seconds(8));
+    let operator = Raw::connect(&person, 82, b.addr).await.unwrap();
+    operator.exchange(Channel::Control, b"x").await.unwrap().unwrap();
+    until("all connections with expired certificates to end", async || {
+        a.quic.stats().links + b.quic.stats().links == 0
+    })
+    .await;
+    assert!(operator.end().await.contains("certificate has expired"));
+    assert!(words(a.ask(&b, Channel::Peer, "x").await).contains("our certificate has expired"));
+    assert!(words(b.ask(&a, Channel::Peer, "x").await).contains("the peer's certificate has expired"));
+
+    let fresh = ca().host("a", &[ip(80)]);
+    a.quic.renew(&fresh).unwrap();
+    assert_eq!(a.ask(&b, Channel::Peer, "y").await.unwrap(), "b<a/00000050 Peer y");
+    assert_eq!(b.ask(&a, Channel::Peer, "y").await.unwrap(), "a<b/00000051 Peer y");
+    let raw = Raw::connect(&ca().operator("o"), 82, a.addr).await.unwrap();
+    assert_eq!(tls::chain_of(&raw.connection).unwrap(), fresh.chain());
+    close_all(&[&a, &b]).await;
+}
+
+#[tokio::test]
+async fn a_renewal_replaces_links_and_loses_no_request() {
+    let (a, b) = (Node::start("a", 83), Node::start("b", 84));
+    for round in 0..3 {
+        let fresh = ca().host("a", &[ip(83)]);
+        a.quic.renew(&fresh).unwrap();
+        let asks = (0..20).map(|n| {
+            let (a, b) = (&a, &b);
+            async move { a.ask(b, Channel::Peer, &format!("{round}.{n}")).await.unwrap() }
+        });
+        assert_eq!(futures_util::future::join_all(asks).await.len(), 20);
+        let newest = fresh.chain();
+        until("the new certificate to be the one that b sees", async || {
+            a.ask(&b, Channel::Peer, "x").await.unwrap();
+            b.quic
+                .shared
+                .lives
+                .lock()
+                .unwrap()
+                .connections()
+                .any(|connection| tls::chain_of(connection).unwrap() == newest)
+        })
+        .await;
+    }
+    // Whatever is no renewal of this host's is refused, and changes nothing.
+    let wrong = [
+        (ca().host("c", &[ip(83)]), "start it again to give it another name"),
+        (ca().host("a", &[ip(85)]), "not for 127.42.0.83"),
+        (ca().issue(Role::Operator, "a", &[ip(83)], ca(), Days::days(1)), "an operator's"),
+    ];
+    for (identity, expected) in wrong {
+        let error = a.quic.renew(&identity).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    a.ask(&b, Channel::Peer, "x").await.unwrap();
+    close_all(&[&a, &b]).await;
+}
