@@ -11,7 +11,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 DENY_VERSION := 0.20.2
 MACHETE_VERSION := 0.9.2
 
-.PHONY: help demo test verify fix bench bench-load need-build need-server
+.PHONY: help demo test fuzz verify fix bench bench-load need-build need-server
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -42,10 +42,14 @@ fix: need-build ## Format, and apply what clippy can by itself
 bench: need-build need-server ## Run the benchmarks
 	cargo bench --locked --workspace
 
-# Options of bench-load: make bench-load INSTANCES=100 SECONDS=10.
+# Options of bench-load: make bench-load INSTANCES=100 SECONDS=10; SECONDS is fuzz's too.
 INSTANCES ?= 30
 SECONDS ?= 5
 ROUNDS ?= 3
+
+fuzz: need-build need-server ## Feed changed bytes to every parser of outside bytes; SECONDS=5 a target
+	cargo build --locked --workspace --bins
+	REDMESH_FUZZ_SECONDS=$(SECONDS) cargo test --locked --workspace --lib --bins --tests fuzz
 
 bench-load: need-build need-server ## Compare the load with redis-benchmark; INSTANCES=30|100 SECONDS=5 ROUNDS=3
 	cargo build --locked --release -p redmesh-agent -p redmeshctl -p redmesh-benches --bins

@@ -26,5 +26,7 @@ pub mod coordinator;
 pub mod control;
 pub mod metrics;
 pub mod app;
+#[cfg(test)]
+mod fuzz;
 
 pub use redmesh_api::error_chain;

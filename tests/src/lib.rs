@@ -5,6 +5,7 @@
 //! test failed. Meshes of one test binary take turns: two at once would only measure
 //! each other's starvation.
 
+pub mod fuzz;
 pub mod mesh;
 pub mod process;
 pub mod run;

@@ -7,7 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
 use crate::login::Login;
@@ -48,6 +48,18 @@ async fn talk(
 ) -> Result<Answer, String> {
     let lost = |e: io::Error| format!("{addr} does not answer: {e}");
     let stream = TcpStream::connect(addr).await.map_err(lost)?;
+    talk_on(stream, addr, pid, clients_needed, login).await
+}
+
+/// The conversation, over whatever carries it.
+async fn talk_on<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    addr: SocketAddr,
+    pid: u32,
+    clients_needed: u32,
+    login: Option<&Login>,
+) -> Result<Answer, String> {
+    let lost = |e: io::Error| format!("{addr} does not answer: {e}");
     let mut stream = BufReader::new(stream);
     let says = |words: String| format!("{addr} is not ready; it says: {words}");
     if let Some(login) = login
@@ -101,7 +113,10 @@ enum Reply {
     Array(Vec<String>),
 }
 
-async fn ask(stream: &mut BufReader<TcpStream>, words: &[&str]) -> io::Result<Reply> {
+async fn ask<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut BufReader<S>,
+    words: &[&str],
+) -> io::Result<Reply> {
     let mut command = format!("*{}\r\n", words.len());
     for word in words {
         command.push_str(&format!("${}\r\n{word}\r\n", word.len()));
@@ -125,7 +140,10 @@ async fn ask(stream: &mut BufReader<TcpStream>, words: &[&str]) -> io::Result<Re
     read_rest(stream, &line).await
 }
 
-async fn read_rest(stream: &mut BufReader<TcpStream>, head: &str) -> io::Result<Reply> {
+async fn read_rest<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut BufReader<S>,
+    head: &str,
+) -> io::Result<Reply> {
     if let Some(text) = head.strip_prefix('+') {
         return Ok(Reply::Text(text.to_owned()));
     }
@@ -140,7 +158,7 @@ async fn read_rest(stream: &mut BufReader<TcpStream>, head: &str) -> io::Result<
     Ok(Reply::Text(String::from_utf8_lossy(&bytes).into_owned()))
 }
 
-async fn read_line(stream: &mut BufReader<TcpStream>) -> io::Result<String> {
+async fn read_line<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut BufReader<S>) -> io::Result<String> {
     let mut line = Vec::new();
     let mut bounded = stream.take(ANSWER_BYTES_MAX as u64);
     bounded.read_until(b'\n', &mut line).await?;
@@ -155,4 +173,23 @@ fn odd(line: &str) -> io::Error {
         io::ErrorKind::InvalidData,
         format!("{:?} is no answer of a Redis server", line.get(..40).unwrap_or(line)),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fuzz_answers_to_a_probe() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let login = Login::default_user("secret");
+        redmesh_tests::fuzz::fuzz("resp", vec![], |bytes| {
+            let read = tokio::io::join(bytes, tokio::io::sink());
+            let talk = talk_on(read, ([127, 0, 0, 1], 1).into(), 1, 5, Some(&login));
+            match runtime.block_on(talk) {
+                Ok(answer) => assert!(!answer.run_id.contains('\n')),
+                Err(words) => assert!(!words.contains("secret"), "{words}"),
+            }
+        });
+    }
 }

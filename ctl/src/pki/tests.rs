@@ -130,3 +130,44 @@ fn an_expired_certificate_can_be_made_for_tests_and_is_shown_as_such() {
     let shown = show(&temp.path().join("old")).unwrap();
     assert!(shown.contains("EXPIRED"), "{shown}");
 }
+
+#[test]
+fn fuzz_certificates() {
+    let temp = tempfile::tempdir().unwrap();
+    init(temp.path(), "m").unwrap();
+    let host = issue_host(temp.path(), "h", &["10.0.0.1".parse().unwrap()]).unwrap();
+    let pem = |dir: &Path, file: &str| fs::read(dir.join(file)).unwrap();
+    let mut seeds = vec![pem(temp.path(), "ca.pem"), pem(&host, "cert.pem")];
+    // As DER, changes reach what is inside.
+    seeds.extend(Identity::load(&host).unwrap().chain().iter().map(|der| der.to_vec()));
+    let file = temp.path().join("case.pem");
+    redmesh_tests::fuzz::fuzz("certificate", seeds, |bytes| {
+        fs::write(&file, bytes).unwrap();
+        let _ = show(&file);
+        let der = CertificateDer::from(bytes.to_vec());
+        let _ = tls::peer_of(std::slice::from_ref(&der));
+        let _ = tls::names_ip(std::slice::from_ref(&der), "10.0.0.1".parse().unwrap());
+        let _ = tls::valid_until_unix_ms(std::slice::from_ref(&der));
+        let text = fuzz_pem(bytes);
+        fs::write(&file, text).unwrap();
+        let _ = show(&file);
+    });
+}
+
+/// DER wrapped as a PEM file.
+fn fuzz_pem(der: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::from("-----BEGIN CERTIFICATE-----\n");
+    for group in der.chunks(3) {
+        let mut bits = 0u32;
+        for at in 0..3 {
+            bits = bits << 8 | u32::from(group.get(at).copied().unwrap_or(0));
+        }
+        for digit in 0..4 {
+            let index = (bits >> (18 - 6 * digit)) & 63;
+            let pad = digit > group.len();
+            text.push(if pad { '=' } else { char::from(DIGITS[index as usize]) });
+        }
+    }
+    text + "\n-----END CERTIFICATE-----\n"
+}

@@ -273,3 +273,14 @@ fn nesting_without_end_is_refused() {
     }
     assert!(parse(&format!("{}a = 1", "a.".repeat(FILE_BYTES_MAX as usize / 4))).is_err());
 }
+
+#[test]
+fn fuzz_workload_files() {
+    redmesh_tests::fuzz::fuzz("workload_toml", vec![], |bytes| {
+        let text = String::from_utf8_lossy(bytes);
+        match parse(&text) {
+            Ok(workload) => workload.check().expect("what is accepted here is accepted by agents"),
+            Err(mistake) => assert!(!mistake.to_string().is_empty()),
+        }
+    });
+}
