@@ -21,6 +21,9 @@ const CHANGES_MAX: u64 = 8;
 /// Longest case, bytes.
 const CASE_BYTES_MAX: usize = 64 * 1024;
 
+/// Of a case that failed, shown.
+const SHOWN_BYTES_MAX: usize = 4096;
+
 /// Bytes and lengths that parsers like to trip over.
 const PIECES: &[&[u8]] = &[
     b"",
@@ -103,13 +106,10 @@ pub fn fuzz(name: &str, more: Vec<Vec<u8>>, mut target: impl FnMut(&[u8])) {
 
 fn call(name: &str, seed: u64, bytes: &[u8], target: &mut impl FnMut(&[u8])) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(|| target(bytes))) {
-        let case = std::env::temp_dir().join(format!("redmesh-fuzz-{name}-{seed}"));
-        let kept = std::fs::write(&case, bytes).is_ok();
         let words = format!(
-            "{name}: failed; REDMESH_FUZZ_SEED={seed} begins with it again; case of {} bytes{}: {}\n",
+            "{name}: failed; REDMESH_FUZZ_SEED={seed} begins with it again; case of {} bytes: {}\n",
             bytes.len(),
-            if kept { format!(" in {}", case.display()) } else { String::new() },
-            bytes[..bytes.len().min(200)].escape_ascii()
+            bytes[..bytes.len().min(SHOWN_BYTES_MAX)].escape_ascii()
         );
         let _ = std::io::Write::write_all(&mut std::io::stderr(), words.as_bytes());
         resume_unwind(panic);
