@@ -3,7 +3,7 @@
 use redmesh_api::codec::{self, Channel, Direction, HEADER_BYTES};
 use redmesh_api::control::{ControlReply, ControlRequest, Refusal, RefusalKind, RunRef, ShareRequest};
 use redmesh_api::ids::HostId;
-use redmesh_api::level::{ClusterSpec, Level, Stamp};
+use redmesh_api::level::{ClusterSpec, Stamp};
 use redmesh_api::run::{RunSpec, RunUntil};
 use redmesh_api::workload::Workload;
 use redmesh_tests::fuzz::fuzz;
@@ -49,9 +49,9 @@ fn fuzz_frames_and_what_they_carry() {
         .extend(requests().into_iter().map(|request| encoded(codec::encode(&PeerRequest::Forward(request)))));
     let refusal = Refusal { kind: RefusalKind::Busy, message: "é".to_owned() };
     seeds.push(encoded(codec::encode(&ControlReply::Refused(refusal))));
-    seeds.push(encoded(codec::encode(&PeerRequest::PushLevel(Box::new(Level::default())))));
+    seeds.push(encoded(codec::encode(&PeerRequest::PushLevel(Box::default()))));
     seeds.push(encoded(codec::encode(&PeerRequest::PullLevel { newer_than: Stamp::default() })));
-    seeds.push(encoded(codec::encode(&PeerReply::Level(Some(Box::new(Level::default()))))));
+    seeds.push(encoded(codec::encode(&PeerReply::Level(Some(Box::default())))));
     seeds.push(encoded(codec::encode(&hello)));
     seeds.push(encoded(codec::encode(&HelloReply::Welcome(hello))));
     fuzz("frames", seeds, |bytes| {

@@ -197,12 +197,13 @@ pub fn names_ip(chain: &[CertificateDer<'_>], ip: IpAddr) -> bool {
         .is_ok_and(|leaf| leaf.verify_is_valid_for_subject_name(&ServerName::IpAddress(ip.into())).is_ok())
 }
 
-/// When a chain's leaf expires, milliseconds since 1970; 0 where that can't be read.
+/// When a chain's leaf has expired, milliseconds since 1970; 0 where that can't be read.
+/// The last second belongs to its validity (RFC 5280, section 4.1.2.5).
 pub fn valid_until_unix_ms(chain: &[CertificateDer<'_>]) -> u64 {
     let until_s = chain
         .first()
         .and_then(|leaf| x509_parser::parse_x509_certificate(leaf).ok())
-        .map_or(0, |(_, cert)| cert.validity().not_after.timestamp());
+        .map_or(0, |(_, cert)| cert.validity().not_after.timestamp().saturating_add(1));
     u64::try_from(until_s).unwrap_or(0).saturating_mul(1000)
 }
 
