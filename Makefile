@@ -49,7 +49,7 @@ ROUNDS ?= 3
 
 fuzz: need-build need-server ## Feed changed bytes to every parser of outside bytes; SECONDS=5 a target
 	cargo build --locked --workspace --bins
-	REDMESH_FUZZ_SECONDS=$(SECONDS) cargo test --locked --workspace --lib --bins --tests fuzz
+	FUZZ_SECONDS=$(SECONDS) cargo test --locked --workspace --lib --bins --tests fuzz
 
 bench-load: need-build need-server ## Compare the load with redis-benchmark; INSTANCES=30|100 SECONDS=5 ROUNDS=3
 	cargo build --locked --release -p redmesh-agent -p redmeshctl -p redmesh-benches --bins

@@ -4,9 +4,9 @@
 //! changed at random: bits, bytes, lengths, pieces of other files. It must come back,
 //! whatever it says. This is not guided by coverage, which needs a nightly toolchain; it
 //! runs wherever the tests do, a bounded number of cases each, or for
-//! `REDMESH_FUZZ_SECONDS` a target (`make fuzz`). The seed is printed when a case fails,
-//! and `REDMESH_FUZZ_SEED` begins with it again. A case that failed belongs into the
-//! corpus.
+//! `FUZZ_SECONDS` a target (`make fuzz`). The seed is printed when a case fails,
+//! and `FUZZ_SEED` begins with it again. A case that failed belongs into the
+//! corpus. (`REDMESH_…` variables would be the agents' configuration.)
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
@@ -88,10 +88,10 @@ pub fn fuzz(name: &str, more: Vec<Vec<u8>>, mut target: impl FnMut(&[u8])) {
     }
     assert!(!seeds.is_empty(), "{name}: no seeds in {}", corpus_dir(name).display());
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let seed = number("REDMESH_FUZZ_SEED").unwrap_or_else(|| {
+    let seed = number("FUZZ_SEED").unwrap_or_else(|| {
         SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_nanos() as u64)
     });
-    let end = number("REDMESH_FUZZ_SECONDS").map(|s| Instant::now() + Duration::from_secs(s));
+    let end = number("FUZZ_SECONDS").map(|s| Instant::now() + Duration::from_secs(s));
     for bytes in &seeds {
         call(name, seed, bytes, &mut target);
     }
@@ -107,7 +107,7 @@ pub fn fuzz(name: &str, more: Vec<Vec<u8>>, mut target: impl FnMut(&[u8])) {
 fn call(name: &str, seed: u64, bytes: &[u8], target: &mut impl FnMut(&[u8])) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(|| target(bytes))) {
         let words = format!(
-            "{name}: failed; REDMESH_FUZZ_SEED={seed} begins with it again; case of {} bytes: {}\n",
+            "{name}: failed; FUZZ_SEED={seed} begins with it again; case of {} bytes: {}\n",
             bytes.len(),
             bytes[..bytes.len().min(SHOWN_BYTES_MAX)].escape_ascii()
         );
