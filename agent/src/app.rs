@@ -144,6 +144,7 @@ async fn build(config: Config) -> Result<Running> {
         data_dir: config.redis.data_dir.clone(),
         server: config.redis.server.clone(),
         password: password.clone(),
+        release_at_once: config.redis.release_at_once,
         on_exit: match config.redis.on_agent_exit {
             OnAgentExit::Leave => OnExit::Leave,
             OnAgentExit::Stop => OnExit::Stop,

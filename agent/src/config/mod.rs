@@ -75,6 +75,8 @@ pub struct RedisConfig {
     pub ip: IpAddr,
     /// Data port of the first instance.
     pub base_port: u16,
+    /// Held instances that are released at a time; `None` is one for each core.
+    pub release_at_once: Option<usize>,
     /// Whether instances outlive the agent.
     pub on_agent_exit: OnAgentExit,
     /// Directives for every instance's `redis.conf`, with their arguments.
@@ -89,6 +91,7 @@ impl fmt::Debug for RedisConfig {
             .field("data_dir", &self.data_dir)
             .field("ip", &self.ip)
             .field("base_port", &self.base_port)
+            .field("release_at_once", &self.release_at_once)
             .field("on_agent_exit", &self.on_agent_exit)
             .field("directives", &self.directives.keys())
             .finish()
@@ -278,6 +281,13 @@ fn validate_redis(raw: raw::Redis, mesh_ip: IpAddr) -> Result<RedisConfig, Confi
             ),
         ));
     }
+    if raw.release_at_once == Some(0) {
+        return Err(invalid(
+            "redis.release_at_once",
+            0,
+            "must be at least 1; leave it out for one for each core",
+        ));
+    }
     let mut directives = BTreeMap::new();
     for (name, value) in raw.directives {
         let arguments = value.arguments().map_err(|reason| ConfigError::Invalid {
@@ -298,6 +308,7 @@ fn validate_redis(raw: raw::Redis, mesh_ip: IpAddr) -> Result<RedisConfig, Confi
         data_dir: absolute("redis.data_dir", raw.data_dir)?,
         ip,
         base_port: raw.base_port,
+        release_at_once: raw.release_at_once.map(usize::from),
         on_agent_exit: raw.on_agent_exit,
         directives,
     })

@@ -105,6 +105,7 @@ pub(super) struct Redis {
     pub data_dir: PathBuf,
     pub ip: Option<IpAddr>,
     pub base_port: u16,
+    pub release_at_once: Option<u16>,
     pub on_agent_exit: OnAgentExit,
     pub directives: BTreeMap<String, Directive>,
 }
@@ -116,6 +117,7 @@ impl Default for Redis {
             data_dir: "/var/lib/redmesh/redis_cluster".into(),
             ip: None,
             base_port: 6379,
+            release_at_once: None,
             on_agent_exit: OnAgentExit::Leave,
             directives: BTreeMap::new(),
         }

@@ -58,6 +58,9 @@ pub struct SupervisorOptions {
     pub server: Option<PathBuf>,
     /// Password of the default user where the configuration sets one: for PING and INFO.
     pub password: Option<String>,
+    /// Held servers that are released at a time, the next when one answers; `None` is one
+    /// for each core.
+    pub release_at_once: Option<usize>,
     /// What becomes of the servers at the end.
     pub on_exit: OnExit,
     /// Ends the supervisor like [`Supervisor::shutdown`].

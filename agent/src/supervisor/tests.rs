@@ -57,6 +57,7 @@ impl Bench {
             data_dir: self.data().to_owned(),
             server: None,
             password: None,
+            release_at_once: None,
             on_exit: OnExit::Leave,
             cancel: CancellationToken::new(),
         }

@@ -47,6 +47,7 @@ struct Redis {
     server: PathBuf,
     data_dir: PathBuf,
     base_port: u16,
+    release_at_once: usize,
     on_agent_exit: &'static str,
 }
 
@@ -75,6 +76,11 @@ pub fn write(plan: &DemoPlan, dir: &DemoDir, server: &std::path::Path, keep: boo
     Ok(())
 }
 
+/// Each host's share of the machine's cores.
+fn release_at_once(hosts: usize) -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get() / hosts).max(1)
+}
+
 fn render(
     plan: &DemoPlan,
     dir: &DemoDir,
@@ -97,6 +103,7 @@ fn render(
             server: server.to_owned(),
             data_dir: host_dir.join("redis_cluster"),
             base_port: plan.base_port,
+            release_at_once: release_at_once(plan.ips.len()),
             on_agent_exit: if keep { "leave" } else { "stop" },
         },
         http: Http { listen: plan.http(at) },
