@@ -28,7 +28,7 @@ use crate::facts::{self, HostFacts};
 use crate::host::instances::{LocalSettings, Sources};
 use crate::host::shares::{ShareSettings, Shares};
 use crate::host::views::Views;
-use crate::host::{instances, levels, shares, views};
+use crate::host::{instances, levels, settling, shares, views};
 use crate::identity::HostIdentity;
 use crate::level::LevelCell;
 use crate::load::Password;
@@ -199,8 +199,11 @@ async fn build(config: Config) -> Result<Running> {
         somaxconn: somaxconn(),
     };
     let reconcile =
-        instances::reconcile(levels_cell.subscribe(), supervisor.clone(), local, refused, cancel.clone());
+        instances::reconcile(levels_cell.subscribe(), supervisor.clone(), local.clone(), refused, cancel.clone());
     tasks.spawn(named("instances", reconcile));
+    let (unsettled, settled) = watch::channel(None);
+    let settle = settling::settle(levels_cell.subscribe(), admin.clone(), local, unsettled, cancel.clone());
+    tasks.spawn(named("settling", settle));
     let (viewed, seen) = watch::channel(Arc::new(Views::default()));
     let watching =
         views::watch_views(host.id(), levels_cell.subscribe(), admin.clone(), viewed, cancel.clone());
@@ -210,6 +213,7 @@ async fn build(config: Config) -> Result<Running> {
         statuses: supervisor.statuses(),
         views: seen,
         refused: refusals,
+        unsettled: settled,
         shares: shares.clone(),
     };
     tasks.spawn(named("observed", instances::publish(host.id(), sources, mesh.clone(), cancel.clone())));

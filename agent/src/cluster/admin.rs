@@ -191,6 +191,21 @@ impl AdminPool {
         self.ask::<()>(addr, "CLUSTER MEET", &command).await
     }
 
+    /// Sets configuration parameters of a running instance, one after another: before
+    /// Redis 7 one command takes one.
+    pub async fn config_set(
+        &self,
+        addr: SocketAddr,
+        settings: &[(&'static str, String)],
+    ) -> Result<(), AdminError> {
+        for (name, value) in settings {
+            let mut command = redis::cmd("CONFIG");
+            command.arg("SET").arg(name).arg(value);
+            self.ask::<()>(addr, "CONFIG SET", &command).await?;
+        }
+        Ok(())
+    }
+
     /// The instance's own figures, for a run's ledger.
     pub async fn sample(&self, host: HostId, addr: SocketAddr) -> Result<ServerSample, AdminError> {
         let info = self.info(addr).await?;

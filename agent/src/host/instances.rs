@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redmesh_api::ids::HostId;
-use redmesh_api::level::{ClusterPlan, Level, PlanStage, PlannedInstance};
+use redmesh_api::level::{ClusterPlan, Formation, Level, PlanStage, PlannedInstance};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -89,14 +89,7 @@ pub fn wanted(
     let mut instances = Vec::new();
     let clients_needed = clients_needed(plan.instances.len());
     for instance in plan.instances_of(local.host) {
-        let conf = RedisConf {
-            addr: plan.addr_of(instance),
-            node_timeout_ms: plan.node_timeout_ms,
-            clients_needed,
-            dir: local.data_dir.join(instance.port.to_string()),
-            somaxconn: local.somaxconn,
-            directives: local.directives.clone(),
-        };
+        let conf = conf(plan, instance, local);
         instances.push(WantedInstance {
             addr: plan.addr_of(instance),
             config: conf.render().map_err(WantedError::Config)?,
@@ -107,6 +100,21 @@ pub fn wanted(
         });
     }
     Ok(WantedLevel { plan: plan.id, instances })
+}
+
+/// What goes into the `redis.conf` of one of this host's instances.
+pub fn conf(plan: &ClusterPlan, instance: &PlannedInstance, local: &LocalSettings) -> RedisConf {
+    let instances = plan.instances.len();
+    let forming = plan.formation == Formation::Seeded && plan.stage < PlanStage::Formed;
+    RedisConf {
+        addr: plan.addr_of(instance),
+        node_timeout_ms: plan.node_timeout_ms,
+        forming: forming.then_some(instances),
+        clients_needed: clients_needed(instances),
+        dir: local.data_dir.join(instance.port.to_string()),
+        somaxconn: local.somaxconn,
+        directives: local.directives.clone(),
+    }
 }
 
 /// How long an instance stays away after it has ended, at least.
@@ -217,6 +225,8 @@ pub struct Sources {
     pub views: watch::Receiver<Arc<Views>>,
     /// Why the plan can't be carried out at all.
     pub refused: watch::Receiver<Option<String>>,
+    /// Why an instance still has the settings of a cluster that is being formed.
+    pub unsettled: watch::Receiver<Option<String>>,
     /// What is wrong with this host's share of a run.
     pub shares: Shares,
 }
@@ -231,8 +241,9 @@ pub async fn publish(host: HostId, mut sources: Sources, mesh: Mesh, cancel: Can
         let mut observed = observe(&level, host, &statuses, &views);
         let refused = sources.refused.borrow_and_update().clone();
         observed.level_lost = sources.levels.problem().map(facts::cut);
-        for problem in observed.level_lost.clone().into_iter().chain(refused).chain(sources.shares.problem())
-        {
+        let unsettled = sources.unsettled.borrow_and_update().clone();
+        let lost = observed.level_lost.clone();
+        for problem in lost.into_iter().chain(refused).chain(unsettled).chain(sources.shares.problem()) {
             observed.add_problem(problem);
         }
         observed.share_lost = sources.shares.lost();
@@ -247,6 +258,7 @@ pub async fn publish(host: HostId, mut sources: Sources, mesh: Mesh, cancel: Can
             _ = sources.statuses.changed() => {}
             _ = sources.views.changed() => {}
             _ = sources.refused.changed() => {}
+            _ = sources.unsettled.changed() => {}
             () = tokio::time::sleep(PUBLISH_INTERVAL) => {}
             () = cancel.cancelled() => return,
         }

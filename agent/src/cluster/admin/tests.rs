@@ -70,6 +70,7 @@ fn config(addr: SocketAddr, dir: &Path, directives: &[(String, Vec<String>)]) ->
     let conf = RedisConf {
         addr,
         node_timeout_ms: 5000,
+        forming: None,
         clients_needed: clients_needed(6).min(1000),
         dir: dir.to_owned(),
         somaxconn: Some(4096),
