@@ -171,6 +171,7 @@ async fn build(config: Config) -> Result<Running> {
     });
     let orders = Orders::new(census.clone(), consensus.clone(), transport.clone());
     let rates = RateSampler::default();
+    let (viewed, seen) = watch::channel(Arc::new(Views::default()));
     let (waiting, awaited) = watch::channel(Some("gossip to begin".to_owned()));
     let control = Control::new(census.clone(), transport.clone(), orders.clone(), rates.clone(), awaited);
     transport.serve(Arc::new(Server {
@@ -179,6 +180,7 @@ async fn build(config: Config) -> Result<Running> {
         consensus: consensus.clone(),
         admin: admin.clone(),
         shares: shares.clone(),
+        seen: seen.clone(),
         statuses: supervisor.statuses(),
     }));
 
@@ -198,13 +200,17 @@ async fn build(config: Config) -> Result<Running> {
         directives,
         somaxconn: somaxconn(),
     };
-    let reconcile =
-        instances::reconcile(levels_cell.subscribe(), supervisor.clone(), local.clone(), refused, cancel.clone());
+    let reconcile = instances::reconcile(
+        levels_cell.subscribe(),
+        supervisor.clone(),
+        local.clone(),
+        refused,
+        cancel.clone(),
+    );
     tasks.spawn(named("instances", reconcile));
     let (unsettled, settled) = watch::channel(None);
     let settle = settling::settle(levels_cell.subscribe(), admin.clone(), local, unsettled, cancel.clone());
     tasks.spawn(named("settling", settle));
-    let (viewed, seen) = watch::channel(Arc::new(Views::default()));
     let watching =
         views::watch_views(host.id(), levels_cell.subscribe(), admin.clone(), viewed, cancel.clone());
     tasks.spawn(named("views", watching));

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use redmesh_api::codec::Channel;
 use redmesh_api::control::{ControlReply, ControlRequest, InstanceView, Refusal};
-use redmesh_api::ids::RunId;
+use redmesh_api::ids::{PlanId, RunId};
 use redmesh_api::level::{Level, Stamp};
 use redmesh_api::run::{ServerSample, ShareDetail, Tally};
 use serde::{Deserialize, Serialize};
@@ -41,6 +41,8 @@ pub enum PeerRequest {
     SampleServers,
     /// Own instances' views of the cluster. → `Views`
     CheckInstances,
+    /// When own instances first agreed, under this plan. → `Agreed`
+    Convergence(PlanId),
     /// Exact counts and latencies of this host's share of a run. → `Report`
     RunReport(RunId),
     /// A control request passed on to the coordinator. → `Control`
@@ -70,6 +72,9 @@ pub enum PeerReply {
     },
     /// See [`PeerRequest::CheckInstances`].
     Views(Vec<InstanceView>),
+    /// See [`PeerRequest::Convergence`]: milliseconds since the plan's release, an entry
+    /// for each instance that has agreed; `None` where the time is not known.
+    Agreed(Vec<Option<u64>>),
     /// See [`PeerRequest::RunReport`].
     Report(ShareReport),
     /// See [`PeerRequest::Forward`].
@@ -195,6 +200,7 @@ mod tests {
             PeerRequest::PushLevel(Box::default()),
             PeerRequest::SampleServers,
             PeerRequest::CheckInstances,
+            PeerRequest::Convergence(PlanId(Uuid::from_u128(2))),
             PeerRequest::RunReport(run),
             PeerRequest::Forward(ControlRequest::RunList),
             PeerRequest::Forward(ControlRequest::RunShare(share)),
@@ -214,6 +220,7 @@ mod tests {
             PeerReply::Stale { newest: Stamp::default() },
             PeerReply::Samples { samples: Vec::new(), missing: vec!["x".to_owned()] },
             PeerReply::Views(Vec::new()),
+            PeerReply::Agreed(vec![Some(1), None]),
             PeerReply::Report(ShareReport { tallies: vec![tally], details: vec![detail()] }),
             PeerReply::Control(Box::new(ControlReply::Runs(Vec::new()))),
             PeerReply::Refused(refusal),

@@ -218,12 +218,21 @@ pub struct HostProgress {
     pub stage: Option<PlanStage>,
     /// Instances that it is to run.
     pub planned: u32,
-    /// Held, their bus ports listening (before release), or up (after).
-    pub ready: u32,
+    /// Of these, held: their bus ports listen, and they wait to be released.
+    pub held: u32,
+    /// Of these, up: they answer.
+    pub up: u32,
     /// Whose view is whole: `cluster_state:ok`, all nodes known, all slots covered.
     pub agreed: u32,
     /// Instances that aren't there yet, with the reason and the remedy; bounded.
     pub problems: Vec<String>,
+}
+
+impl HostProgress {
+    /// Instances that wait for nothing of their own host any more.
+    pub fn ready(&self) -> u32 {
+        self.held + self.up
+    }
 }
 
 /// What all instances say, asked now.

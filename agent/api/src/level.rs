@@ -120,6 +120,18 @@ pub enum PlanStage {
     Formed,
 }
 
+impl PlanStage {
+    /// Its name as it is written in JSON and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Prepare => "prepare",
+            Self::Release => "release",
+            Self::Replicate => "replicate",
+            Self::Formed => "formed",
+        }
+    }
+}
+
 /// A derived layout: every instance's place, id, slots and role.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterPlan {
@@ -264,6 +276,17 @@ impl ClusterPlan {
             return Some(self.created_unix_ms);
         }
         self.reached.iter().find(|reached| reached.stage == stage).map(|reached| reached.at_unix_ms)
+    }
+
+    /// The phases that are over, each with its milliseconds by the coordinators' clocks:
+    /// from one stage to the next.
+    pub fn phases_ms(&self) -> Vec<(PlanStage, u64)> {
+        let mut phase = (PlanStage::Prepare, self.created_unix_ms);
+        let ended = self.reached.iter().map(|next| {
+            let (stage, since) = std::mem::replace(&mut phase, (next.stage, next.at_unix_ms));
+            (stage, next.at_unix_ms.saturating_sub(since))
+        });
+        ended.collect()
     }
 
     /// Number of primaries.

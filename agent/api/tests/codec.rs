@@ -251,7 +251,8 @@ fn replies() -> Vec<ControlReply> {
         alive: true,
         stage: Some(PlanStage::Prepare),
         planned: 2,
-        ready: 1,
+        held: 1,
+        up: 1,
         agreed: 0,
         problems: vec!["port taken".to_owned()],
     };

@@ -1,7 +1,7 @@
 //! What may be asked of the replicated state.
 
 use redmesh_api::ids::{MeshId, PlanId, RunId};
-use redmesh_api::level::{ClusterPlan, PlanStage};
+use redmesh_api::level::{ClusterPlan, Convergence, PlanStage};
 use redmesh_api::run::{Run, RunResult, RunStage, Share};
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +24,8 @@ pub enum Command {
         to: PlanStage,
         /// The coordinator's clock, Unix milliseconds.
         at_unix_ms: u64,
+        /// How the views became one, where the plan is formed now.
+        convergence: Option<Convergence>,
     },
     /// Begins a run.
     StartRun(Box<Run>),

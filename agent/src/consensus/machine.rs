@@ -47,11 +47,12 @@ fn change(level: &mut Level, command: &Command) -> Applied {
             Some(known) => rejected(format!("the mesh is {known} already, not {mesh}")),
         },
         Command::CreatePlan(plan) => create_plan(level, plan),
-        Command::AdvancePlan { plan, to, at_unix_ms } => match level.plan.as_mut() {
+        Command::AdvancePlan { plan, to, at_unix_ms, convergence } => match level.plan.as_mut() {
             Some(known) if known.id == *plan => {
                 let applied = advance(&mut known.stage, *to);
                 if applied == Applied::Done {
                     known.reached.push(StageReached { stage: *to, at_unix_ms: *at_unix_ms });
+                    known.convergence.clone_from(convergence);
                 }
                 applied
             }

@@ -191,7 +191,8 @@ impl Control {
                     alive: host.is_some_and(|host| host.alive),
                     stage: current.map(|(_, stage)| stage),
                     planned: plan.instances_of(planned.id).count() as u32,
-                    ready: observed.held + observed.up,
+                    held: observed.held,
+                    up: observed.up,
                     agreed: observed.agreed,
                     problems: observed.problems,
                 }
@@ -213,7 +214,7 @@ fn planned_on(plan: &ClusterPlan, host: &CensusHost) -> u32 {
 fn awaited(plan: &ClusterPlan, hosts: &[HostProgress]) -> String {
     let reasons = hosts.iter().filter_map(|host| {
         let (have, what) = match plan.stage {
-            PlanStage::Prepare => (host.ready, "servers listening"),
+            PlanStage::Prepare => (host.ready(), "servers listening"),
             PlanStage::Release | PlanStage::Replicate | PlanStage::Formed => {
                 (host.agreed, "instances agreed")
             }

@@ -14,6 +14,7 @@ use crate::census::Census;
 use crate::cluster::{AdminPool, Target};
 use crate::consensus::Consensus;
 use crate::host::shares::Shares;
+use crate::host::views::Views;
 use crate::level::LevelError;
 use crate::peer::{PeerReply, PeerRequest};
 use crate::supervisor::InstanceStatus;
@@ -32,6 +33,8 @@ pub struct Server {
     pub admin: AdminPool,
     /// Own part of the runs.
     pub shares: Shares,
+    /// Own instances' views.
+    pub seen: watch::Receiver<Arc<Views>>,
     /// Own instances' states.
     pub statuses: watch::Receiver<Arc<Vec<InstanceStatus>>>,
 }
@@ -79,6 +82,7 @@ impl Server {
             },
             PeerRequest::SampleServers => self.sample().await,
             PeerRequest::CheckInstances => PeerReply::Views(self.views().await),
+            PeerRequest::Convergence(plan) => PeerReply::Agreed(self.seen.borrow().agreeing.of(plan)),
             PeerRequest::RunReport(run) => PeerReply::Report(self.shares.report(run).await),
             PeerRequest::Forward(request) => {
                 PeerReply::Control(Box::new(self.serve_forwarded(request).await))

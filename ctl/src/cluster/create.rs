@@ -8,6 +8,7 @@ use redmesh_api::level::{ClusterPlan, ClusterSpec, PlanStage, PlannedRole};
 use serde::Serialize;
 
 use super::check;
+use super::phases::{self, Phase};
 use crate::exit::Exit;
 use crate::output::Output;
 use crate::progress::Progress;
@@ -55,6 +56,8 @@ pub struct Created {
     pub formed: bool,
     /// From the request until it was formed, seconds, by this process' clock.
     pub seconds: f64,
+    /// Its phases, in their order; empty if not waited for.
+    pub phases: Vec<Phase>,
     /// What every instance said at the end; `None` if not waited for.
     pub check: Option<ClusterCheck>,
     /// Whom it waited for when the deadline passed.
@@ -86,6 +89,7 @@ pub async fn create(
 ) -> anyhow::Result<Created> {
     let began = Instant::now();
     let (plan, fresh) = session.cluster_create(options.spec).await?;
+    let request = Phase { name: "request", seconds: began.elapsed().as_secs_f64() };
     output.text(&render_plan(&plan, fresh))?;
     let mut created = Created {
         nodes: plan.instances.len(),
@@ -94,6 +98,7 @@ pub async fn create(
         fresh,
         formed: plan.stage == PlanStage::Formed,
         seconds: 0.0,
+        phases: Vec::new(),
         check: None,
         awaited: Vec::new(),
         plan,
@@ -127,9 +132,18 @@ pub async fn create(
     }
     created.seconds = began.elapsed().as_secs_f64();
     if created.formed {
+        let check_began = Instant::now();
         let check = settled_check(session).await?;
+        let checked = Phase { name: "check", seconds: check_began.elapsed().as_secs_f64() };
         output.text(&check::render_verdict(&check, created.nodes))?;
         created.check = Some(check);
+        created.phases = phases::of_plan(&created.plan);
+        // Of one that was there before, this request was no part.
+        if created.fresh {
+            created.phases.insert(0, request);
+        }
+        created.phases.push(checked);
+        output.text(&phases::render(&created.phases, &created.plan))?;
     }
     Ok(created)
 }
@@ -185,12 +199,14 @@ struct Forming {
 impl Forming {
     fn of(stage: Option<PlanStage>, hosts: &[HostProgress]) -> Self {
         let sum = |of: fn(&HostProgress) -> u32| hosts.iter().map(|host| u64::from(of(host))).sum::<u64>();
-        let (planned, ready, agreed) = (sum(|h| h.planned), sum(|h| h.ready), sum(|h| h.agreed));
-        let hosts_ready = hosts.iter().filter(|host| host.planned == host.ready).count();
+        let (planned, ready, agreed) = (sum(|h| h.planned), sum(HostProgress::ready), sum(|h| h.agreed));
+        let hosts_ready = hosts.iter().filter(|host| host.planned == host.ready()).count();
         let mut text =
             format!("{hosts_ready}/{} hosts ready, {ready}/{planned} servers listening", hosts.len());
         if stage >= Some(PlanStage::Release) {
-            text = format!("{ready}/{planned} servers up, {agreed}/{planned} agreed");
+            let (held, up) = (sum(|h| h.held), sum(|h| h.up));
+            let released = planned.saturating_sub(held);
+            text = format!("{released}/{planned} servers released, {up} up, {agreed} agreed");
         }
         let behind: Vec<&HostProgress> = hosts.iter().filter(|host| !is_through(host, stage)).collect();
         if let [first, rest @ ..] = behind.as_slice()
@@ -212,7 +228,7 @@ impl Forming {
 fn is_through(host: &HostProgress, stage: Option<PlanStage>) -> bool {
     match stage {
         Some(PlanStage::Release | PlanStage::Replicate | PlanStage::Formed) => host.agreed == host.planned,
-        Some(PlanStage::Prepare) | None => host.ready == host.planned,
+        Some(PlanStage::Prepare) | None => host.ready() == host.planned,
     }
 }
 
@@ -225,7 +241,7 @@ fn awaited(hosts: &[HostProgress]) -> Vec<String> {
             (false, _) => "not heard of; is its agent running?".to_owned(),
             (true, None) => "has not seen the plan yet".to_owned(),
             (true, Some(_)) => {
-                format!("{} of {} servers up, {} agreed", host.ready, host.planned, host.agreed)
+                format!("{} of {} servers ready, {} agreed", host.ready(), host.planned, host.agreed)
             }
         };
         lines.push(format!("{}: {what}", host.name));

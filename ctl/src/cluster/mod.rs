@@ -6,6 +6,7 @@
 mod check;
 mod create;
 mod info;
+mod phases;
 
 pub use create::{CreateOptions, create};
 

@@ -89,7 +89,12 @@ impl Machine {
     fn formed() -> Self {
         let mut machine = Self::default();
         machine.done(Command::CreatePlan(Box::new(plan(1))));
-        machine.done(Command::AdvancePlan { plan: plan(1).id, to: PlanStage::Formed, at_unix_ms: 2 });
+        machine.done(Command::AdvancePlan {
+            plan: plan(1).id,
+            to: PlanStage::Formed,
+            at_unix_ms: 2,
+            convergence: None,
+        });
         machine
     }
 
@@ -135,20 +140,30 @@ fn the_first_found_wins() {
 fn there_is_one_plan_and_it_only_advances() {
     let mut machine = Machine::default();
     machine.rejected(
-        Command::AdvancePlan { plan: plan(1).id, to: PlanStage::Release, at_unix_ms: 2 },
+        Command::AdvancePlan { plan: plan(1).id, to: PlanStage::Release, at_unix_ms: 2, convergence: None },
         "no plan yet",
     );
     machine.done(Command::CreatePlan(Box::new(plan(1))));
-    machine.done(Command::AdvancePlan { plan: plan(1).id, to: PlanStage::Release, at_unix_ms: 2 });
+    machine.done(Command::AdvancePlan {
+        plan: plan(1).id,
+        to: PlanStage::Release,
+        at_unix_ms: 2,
+        convergence: None,
+    });
     machine.unchanged(Command::CreatePlan(Box::new(plan(1))));
-    machine.unchanged(Command::AdvancePlan { plan: plan(1).id, to: PlanStage::Release, at_unix_ms: 2 });
+    machine.unchanged(Command::AdvancePlan {
+        plan: plan(1).id,
+        to: PlanStage::Release,
+        at_unix_ms: 2,
+        convergence: None,
+    });
     machine.rejected(
-        Command::AdvancePlan { plan: plan(1).id, to: PlanStage::Prepare, at_unix_ms: 2 },
+        Command::AdvancePlan { plan: plan(1).id, to: PlanStage::Prepare, at_unix_ms: 2, convergence: None },
         "only advance",
     );
     machine.rejected(Command::CreatePlan(Box::new(plan(2))), "a plan already");
     machine.rejected(
-        Command::AdvancePlan { plan: plan(2).id, to: PlanStage::Formed, at_unix_ms: 2 },
+        Command::AdvancePlan { plan: plan(2).id, to: PlanStage::Formed, at_unix_ms: 2, convergence: None },
         "not the mesh's plan",
     );
 }
@@ -291,7 +306,12 @@ fn an_older_entry_changes_nothing() {
 }
 
 fn any_command() -> impl Strategy<Value = Command> {
-    let plan_stage = prop_oneof![Just(PlanStage::Prepare), Just(PlanStage::Release), Just(PlanStage::Formed)];
+    let plan_stage = prop_oneof![
+        Just(PlanStage::Prepare),
+        Just(PlanStage::Release),
+        Just(PlanStage::Replicate),
+        Just(PlanStage::Formed)
+    ];
     let run_stage = prop_oneof![Just(RunStage::Running), Just(RunStage::Stopping), Just(RunStage::Done)];
     let id = 1u128..4;
     prop_oneof![
@@ -300,7 +320,8 @@ fn any_command() -> impl Strategy<Value = Command> {
         (id.clone(), plan_stage).prop_map(|(id, to)| Command::AdvancePlan {
             plan: plan(id).id,
             to,
-            at_unix_ms: 2
+            at_unix_ms: 2,
+            convergence: None,
         }),
         id.clone().prop_map(|id| Command::StartRun(Box::new(run(id)))),
         (id.clone(), run_stage).prop_map(|(id, to)| Command::AdvanceRun { run: run(id).id, to }),

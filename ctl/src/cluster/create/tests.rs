@@ -46,14 +46,15 @@ fn plan(hosts: u16, replicas: u8) -> ClusterPlan {
     }
 }
 
-fn host(name: &str, ready: u32, agreed: u32) -> HostProgress {
+fn host(name: &str, up: u32, agreed: u32) -> HostProgress {
     HostProgress {
         id: HostId(1),
         name: name.to_owned(),
         alive: true,
         stage: Some(PlanStage::Prepare),
         planned: 3,
-        ready,
+        held: 0,
+        up,
         agreed,
         problems: Vec::new(),
     }
@@ -99,7 +100,11 @@ fn progress_names_who_is_behind() {
     assert_eq!(view.text, "1/3 hosts ready, 4/9 servers listening; waiting for host-2 and 1 more");
     let hosts = [host("host-1", 3, 3), host("host-2", 3, 2)];
     let view = Forming::of(Some(PlanStage::Release), &hosts);
-    assert_eq!(view.text, "6/6 servers up, 5/6 agreed; waiting for host-2");
+    assert_eq!(view.text, "6/6 servers released, 6 up, 5 agreed; waiting for host-2");
+    let mut held = host("host-1", 1, 0);
+    held.held = 1;
+    let view = Forming::of(Some(PlanStage::Release), &[held]);
+    assert_eq!(view.text, "2/3 servers released, 1 up, 0 agreed");
 }
 
 #[test]
@@ -112,7 +117,7 @@ fn a_missed_deadline_names_hosts_and_problems() {
         awaited(&[host("host-1", 3, 3), silent, taken]),
         [
             "host-2: not heard of; is its agent running?",
-            "host-3: 2 of 3 servers up, 0 agreed",
+            "host-3: 2 of 3 servers ready, 0 agreed",
             "host-3: 127.0.0.3:6380: port taken by nginx (pid 7)",
         ]
     );
