@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use redmesh_api::codec::Channel;
 use redmesh_api::control::{ControlReply, ControlRequest, InstanceView, Refusal};
-use redmesh_api::ids::RunId;
-use redmesh_api::level::{Level, Stamp};
+use redmesh_api::ids::{PlanId, RunId};
+use redmesh_api::level::{ClusterSpec, Level, Stamp};
 use redmesh_api::run::{ServerSample, ShareDetail, Tally};
 use serde::{Deserialize, Serialize};
 
 use crate::consensus::{Pledge, PledgeReply};
+use crate::preflight::Readings;
 use crate::transport::{self, Transport, TransportError};
 
 /// For questions that a peer answers from memory.
@@ -43,6 +44,15 @@ pub enum PeerRequest {
     CheckInstances,
     /// Exact counts and latencies of this host's share of a run. → `Report`
     RunReport(RunId),
+    /// What time is it? → `Clock`
+    Clock,
+    /// What the host is like, for this cluster. → `Readings`
+    Preflight {
+        /// The cluster that is asked for.
+        spec: ClusterSpec,
+        /// The plan that there is.
+        plan: Option<PlanId>,
+    },
     /// A control request passed on to the coordinator. → `Control`
     Forward(ControlRequest),
 }
@@ -72,6 +82,13 @@ pub enum PeerReply {
     Views(Vec<InstanceView>),
     /// See [`PeerRequest::RunReport`].
     Report(ShareReport),
+    /// See [`PeerRequest::Clock`].
+    Clock {
+        /// By the answering host's clock, Unix milliseconds.
+        unix_ms: u64,
+    },
+    /// See [`PeerRequest::Preflight`].
+    Readings(Box<Readings>),
     /// See [`PeerRequest::Forward`].
     Control(Box<ControlReply>),
     /// Not done, and why.
@@ -196,6 +213,8 @@ mod tests {
             PeerRequest::SampleServers,
             PeerRequest::CheckInstances,
             PeerRequest::RunReport(run),
+            PeerRequest::Clock,
+            PeerRequest::Preflight { spec: ClusterSpec::default(), plan: Some(PlanId(Uuid::from_u128(2))) },
             PeerRequest::Forward(ControlRequest::RunList),
             PeerRequest::Forward(ControlRequest::RunShare(share)),
             PeerRequest::Forward(ControlRequest::RunVerify(verify)),
@@ -215,6 +234,8 @@ mod tests {
             PeerReply::Samples { samples: Vec::new(), missing: vec!["x".to_owned()] },
             PeerReply::Views(Vec::new()),
             PeerReply::Report(ShareReport { tallies: vec![tally], details: vec![detail()] }),
+            PeerReply::Clock { unix_ms: u64::MAX },
+            PeerReply::Readings(Box::new(crate::preflight::readings::roomy("a"))),
             PeerReply::Control(Box::new(ControlReply::Runs(Vec::new()))),
             PeerReply::Refused(refusal),
         ] {
