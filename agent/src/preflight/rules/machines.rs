@@ -56,10 +56,11 @@ pub(super) fn memory(case: &Case<'_>, machine: &MachineSeen<'_>) -> Verdict {
     };
     let calm = available / 100 * MEMORY_CALM_PERCENT;
     let verdict = Verdict::ok(figure, format!("at most {} of {}", bytes(calm), bytes(available)));
-    let mut words = format!("{} instances in full mesh", count(case.instances as u64));
+    let whom = format!("{} instances in full mesh", count(case.instances as u64));
+    let mut less = String::new();
     if old && memory_of(machine.missing, case.instances, PEER_BYTES) < need {
-        let less = bytes(memory_of(machine.missing, case.instances, PEER_BYTES));
-        words += &format!("; Redis 7.2 and later, or Valkey, would take {less}");
+        let newer = bytes(memory_of(machine.missing, case.instances, PEER_BYTES));
+        less = format!("; Redis 7.2 and later, or Valkey, would take {newer}");
     }
     let spec = &case.question.spec;
     let fits = (1..spec.instances_per_host).rev().find(|&per_host| {
@@ -75,11 +76,13 @@ pub(super) fn memory(case: &Case<'_>, machine: &MachineSeen<'_>) -> Verdict {
     };
     match need {
         need if need > available => {
-            verdict.but(Severity::Fail, format!("{words}: the kernel would kill some of them"), remedy)
+            verdict.but(Severity::Fail, format!("{whom}: the kernel would kill some of them{less}"), remedy)
         }
-        need if need > calm => {
-            verdict.but(Severity::Warn, format!("{words} peak higher while all links open"), remedy)
-        }
+        need if need > calm => verdict.but(
+            Severity::Warn,
+            format!("{whom}, which peaks higher while all links open{less}"),
+            remedy,
+        ),
         _ => verdict,
     }
 }
