@@ -187,6 +187,7 @@ mod tests {
     fn a_name_is_read_back_and_is_what_json_has() {
         for check in Check::ALL {
             assert_eq!(check.name().parse(), Ok(check));
+            assert_eq!(serde_json::to_value(check).expect("JSON"), check.name());
         }
         let mut sorted = Check::ALL;
         sorted.sort();

@@ -375,7 +375,9 @@ fn levels_with_every_outcome_come_back() {
 fn json_is_for_people() {
     let json = serde_json::to_value(replies()).expect("JSON");
     assert_eq!(json[0]["Members"]["answered_by"], "00000007");
-    assert_eq!(json[4]["RunStarted"]["spec"]["job"]["Load"]["name"], UUID_COUNTER);
+    assert_eq!(json[2]["Doctor"]["findings"][2]["check"], "memory");
+    assert_eq!(json[2]["Doctor"]["findings"][2]["severity"], "fail");
+    assert_eq!(json[5]["RunStarted"]["spec"]["job"]["Load"]["name"], UUID_COUNTER);
     assert_eq!(json[1]["Created"]["plan"]["instances"][0]["node_id"], "eb".repeat(20));
 }
 
