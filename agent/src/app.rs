@@ -34,6 +34,7 @@ use crate::level::LevelCell;
 use crate::load::Password;
 use crate::mesh::{Mesh, MeshOptions};
 use crate::metrics;
+use crate::preflight::Reader;
 use crate::supervisor::{OnExit, Supervisor, SupervisorOptions};
 use crate::transport::Transport;
 use crate::transport::quic::{LocalPeer, QuicOptions, QuicTransport};
@@ -94,7 +95,7 @@ async fn build(config: Config) -> Result<Running> {
 
     let (mesh_id, known_mesh) = watch::channel(levels_cell.get().mesh);
     tasks.spawn(named("mesh id", announce_mesh_id(levels_cell.clone(), mesh_id, cancel.clone())));
-    let transport: Arc<dyn Transport> = QuicTransport::bind(QuicOptions {
+    let quic = QuicTransport::bind(QuicOptions {
         listen: config.mesh.listen,
         advertise: config.mesh.advertise,
         identity,
@@ -103,6 +104,8 @@ async fn build(config: Config) -> Result<Running> {
         mesh_id: known_mesh,
     })
     .context("can't open the mesh port")?;
+    let udp_buffers = quic.udp_buffers();
+    let transport: Arc<dyn Transport> = quic;
 
     let host_facts = HostFacts {
         name: name.clone(),
@@ -133,7 +136,8 @@ async fn build(config: Config) -> Result<Running> {
         Arc::new(move |id| view.borrow().members.get(&id).map(|member| member.addr))
     };
     let in_mesh = levels_cell.get().mesh.is_some();
-    let options = ConsensusOptions { in_mesh, ..ConsensusOptions::new(host.id(), name, &config.state_dir) };
+    let options =
+        ConsensusOptions { in_mesh, ..ConsensusOptions::new(host.id(), name.clone(), &config.state_dir) };
     let consensus =
         Consensus::start(options, transport.clone(), resolve).await.context("can't start the Raft node")?;
 
@@ -181,6 +185,13 @@ async fn build(config: Config) -> Result<Running> {
         admin: admin.clone(),
         shares: shares.clone(),
         seen: seen.clone(),
+        reader: Reader {
+            name,
+            redis_ip: config.redis.ip,
+            base_port: config.redis.base_port,
+            udp_buffers,
+            supervisor: supervisor.clone(),
+        },
         statuses: supervisor.statuses(),
     }));
 

@@ -17,6 +17,7 @@ pub mod stats;
 pub mod load;
 pub mod level;
 pub mod facts;
+pub mod preflight;
 pub mod peer;
 pub mod census;
 pub mod host;

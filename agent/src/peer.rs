@@ -8,11 +8,12 @@ use std::time::Duration;
 use redmesh_api::codec::Channel;
 use redmesh_api::control::{ControlReply, ControlRequest, InstanceView, Refusal};
 use redmesh_api::ids::{PlanId, RunId};
-use redmesh_api::level::{Level, Stamp};
+use redmesh_api::level::{ClusterSpec, Level, Stamp};
 use redmesh_api::run::{ServerSample, ShareDetail, Tally};
 use serde::{Deserialize, Serialize};
 
 use crate::consensus::{Pledge, PledgeReply};
+use crate::preflight::Readings;
 use crate::transport::{self, Transport, TransportError};
 
 /// For questions that a peer answers from memory.
@@ -45,6 +46,15 @@ pub enum PeerRequest {
     Convergence(PlanId),
     /// Exact counts and latencies of this host's share of a run. → `Report`
     RunReport(RunId),
+    /// What time is it? → `Clock`
+    Clock,
+    /// What the host is like, for this cluster. → `Readings`
+    Preflight {
+        /// The cluster that is asked for.
+        spec: ClusterSpec,
+        /// The plan that there is.
+        plan: Option<PlanId>,
+    },
     /// A control request passed on to the coordinator. → `Control`
     Forward(ControlRequest),
 }
@@ -77,6 +87,13 @@ pub enum PeerReply {
     Agreed(Vec<Option<u64>>),
     /// See [`PeerRequest::RunReport`].
     Report(ShareReport),
+    /// See [`PeerRequest::Clock`].
+    Clock {
+        /// By the answering host's clock, Unix milliseconds.
+        unix_ms: u64,
+    },
+    /// See [`PeerRequest::Preflight`].
+    Readings(Box<Readings>),
     /// See [`PeerRequest::Forward`].
     Control(Box<ControlReply>),
     /// Not done, and why.
@@ -202,6 +219,8 @@ mod tests {
             PeerRequest::CheckInstances,
             PeerRequest::Convergence(PlanId(Uuid::from_u128(2))),
             PeerRequest::RunReport(run),
+            PeerRequest::Clock,
+            PeerRequest::Preflight { spec: ClusterSpec::default(), plan: Some(PlanId(Uuid::from_u128(2))) },
             PeerRequest::Forward(ControlRequest::RunList),
             PeerRequest::Forward(ControlRequest::RunShare(share)),
             PeerRequest::Forward(ControlRequest::RunVerify(verify)),
@@ -222,6 +241,8 @@ mod tests {
             PeerReply::Views(Vec::new()),
             PeerReply::Agreed(vec![Some(1), None]),
             PeerReply::Report(ShareReport { tallies: vec![tally], details: vec![detail()] }),
+            PeerReply::Clock { unix_ms: u64::MAX },
+            PeerReply::Readings(Box::new(crate::preflight::readings::roomy("a"))),
             PeerReply::Control(Box::new(ControlReply::Runs(Vec::new()))),
             PeerReply::Refused(refusal),
         ] {

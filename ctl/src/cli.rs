@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::cluster::ClusterCommand;
 use crate::demo::DemoArgs;
+use crate::doctor::DoctorArgs;
 use crate::output::Format;
 use crate::pki::PkiCommand;
 use crate::run::RunCommand;
@@ -16,6 +17,7 @@ const EXAMPLES: &str = "\
 Examples:
   redmeshctl demo                                      a whole mesh on this machine, once
   redmeshctl members
+  redmeshctl doctor --instances-per-host 100
   redmeshctl cluster create --instances-per-host 100
   redmeshctl run start --workers 2000 --writes 1000000000
   redmeshctl --agent 10.0.0.7:7379 run watch";
@@ -66,6 +68,8 @@ pub enum Command {
     /// Show the hosts of the mesh
     #[command(after_help = "Examples:\n  redmeshctl members\n  redmeshctl --agent 10.0.0.7 members -o json")]
     Members,
+    /// Find what would keep a cluster from working on these hosts, and what mends it
+    Doctor(DoctorArgs),
     /// Form a Redis Cluster and look at it
     #[command(subcommand)]
     Cluster(ClusterCommand),

@@ -9,6 +9,7 @@ mod cli;
 mod client;
 mod cluster;
 mod demo;
+mod doctor;
 mod exit;
 mod members;
 mod output;
@@ -64,6 +65,12 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Members => {
             let mut session = session()?;
             let exit = members::run(&mut session, &output).await;
+            session.close().await;
+            exit
+        }
+        Command::Doctor(args) => {
+            let mut session = session()?;
+            let exit = doctor::run(args, &mut session, &output).await;
             session.close().await;
             exit
         }

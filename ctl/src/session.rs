@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use redmesh_api::control::{
-    ClusterCheck, ClusterStatus, ControlReply, ControlRequest, Members, Refusal, RefusalKind, RunDetail,
-    RunRef, RunView, ShareRequest, VerifyRequest,
+    ClusterCheck, ClusterCreate, ClusterStatus, ControlReply, ControlRequest, Members, Refusal, RefusalKind,
+    RunDetail, RunRef, RunView, ShareRequest, VerifyRequest,
 };
 use redmesh_api::level::{ClusterPlan, ClusterSpec};
+use redmesh_api::preflight::{Check, Finding, Report};
 use redmesh_api::run::{Run, RunSpec};
 use redmesh_api::tls::{Identity, Role};
 
@@ -166,11 +167,25 @@ impl Session {
         }
     }
 
-    /// Begins, continues or confirms a cluster; the flag says whether the plan is new.
-    pub async fn cluster_create(&mut self, spec: ClusterSpec) -> Result<(ClusterPlan, bool), SessionError> {
-        match self.request_of_coordinator(&ControlRequest::ClusterCreate(spec)).await? {
-            ControlReply::Created { plan, fresh } => Ok((plan, fresh)),
+    /// Begins, continues or confirms a cluster; the flag says whether the plan is new. Of a
+    /// new one there is what the preflight warns of.
+    pub async fn cluster_create(
+        &mut self,
+        spec: ClusterSpec,
+        force: Vec<Check>,
+    ) -> Result<(ClusterPlan, bool, Vec<Finding>), SessionError> {
+        let create = ControlRequest::ClusterCreate(ClusterCreate { spec, force });
+        match self.request_of_coordinator(&create).await? {
+            ControlReply::Created { plan, fresh, warnings } => Ok((plan, fresh, warnings)),
             _ => Err(self.unexpected("ClusterCreate")),
+        }
+    }
+
+    /// Whether the hosts could bear such a cluster.
+    pub async fn doctor(&mut self, spec: ClusterSpec) -> Result<Report, SessionError> {
+        match self.request(&ControlRequest::Doctor(spec)).await? {
+            ControlReply::Doctor(report) => Ok(*report),
+            _ => Err(self.unexpected("Doctor")),
         }
     }
 

@@ -1,5 +1,6 @@
 //! A whole mesh: certificates, configs, agents, and the ctl to drive it.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -27,6 +28,8 @@ pub struct MeshBuilder {
     expect: Option<usize>,
     keep_servers: bool,
     extra: String,
+    extra_of: BTreeMap<usize, String>,
+    nofile_of: BTreeMap<usize, u32>,
 }
 
 /// A running mesh; everything ends when it is dropped.
@@ -54,7 +57,14 @@ fn binary(name: &str) -> PathBuf {
 impl MeshBuilder {
     /// `hosts` agents that expect each other.
     pub fn new(hosts: usize) -> Self {
-        Self { hosts, expect: None, keep_servers: false, extra: String::new() }
+        Self {
+            hosts,
+            expect: None,
+            keep_servers: false,
+            extra: String::new(),
+            extra_of: BTreeMap::new(),
+            nofile_of: BTreeMap::new(),
+        }
     }
 
     /// Another `bootstrap_expect` than the number of hosts.
@@ -72,6 +82,18 @@ impl MeshBuilder {
     /// More TOML for every agent's file.
     pub fn config(mut self, toml: &str) -> Self {
         self.extra.push_str(toml);
+        self
+    }
+
+    /// More TOML for one agent's file.
+    pub fn config_of(mut self, host: usize, toml: &str) -> Self {
+        self.extra_of.entry(host).or_default().push_str(toml);
+        self
+    }
+
+    /// One agent's limit of open files, hard and soft.
+    pub fn nofile_of(mut self, host: usize, limit: u32) -> Self {
+        self.nofile_of.insert(host, limit);
         self
     }
 
@@ -141,7 +163,7 @@ impl Mesh {
         format!(
             "[mesh]\nname = \"test\"\nlisten = \"{ip}:7379\"\nseeds = [\"{seed}\"]\nbootstrap_expect = {expect}\n\
              gossip_interval_ms = 100\n[identity]\ndir = \"{pki}\"\n[state]\ndir = \"{state}\"\n\
-             [http]\nlisten = \"{ip}:7380\"\n[redis]\ndata_dir = \"{data}\"\non_agent_exit = \"{exit}\"\n{extra}",
+             [http]\nlisten = \"{ip}:7380\"\n[redis]\ndata_dir = \"{data}\"\non_agent_exit = \"{exit}\"\n{extra}{extra_of}",
             seed = self.agent_addr(0),
             expect = self.builder.expect.unwrap_or(self.builder.hosts),
             pki = self.dir().join(format!("pki/host-{}", host + 1)).display(),
@@ -149,6 +171,7 @@ impl Mesh {
             data = dir.join("redis_cluster").display(),
             exit = if self.builder.keep_servers { "leave" } else { "stop" },
             extra = self.builder.extra,
+            extra_of = self.builder.extra_of.get(&host).map_or("", String::as_str),
         )
     }
 
@@ -161,7 +184,16 @@ impl Mesh {
             .append(true)
             .open(dir.join("agent.log"))
             .expect("open the agent's log");
-        let child = Command::new(binary("redmesh-agent"))
+        let mut command = match self.builder.nofile_of.get(&host) {
+            None => Command::new(binary("redmesh-agent")),
+            Some(limit) => {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", &format!("ulimit -n {limit} && exec \"$@\""), "sh"]);
+                shell.arg(binary("redmesh-agent"));
+                shell
+            }
+        };
+        let child = command
             .arg("--config")
             .arg(dir.join("agent.toml"))
             .current_dir(&dir)

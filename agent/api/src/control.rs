@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{HostId, MeshId};
 use crate::level::{ClusterPlan, ClusterSpec, PlanStage, Stamp};
+use crate::preflight::{Check, Finding, Report};
 use crate::run::{LatencySummary, Run, RunSpec, ShareDetail, Tally};
 
 /// A request; each is answered by the [`ControlReply`] variant named beside it or
@@ -16,7 +17,9 @@ pub enum ControlRequest {
     Members,
     /// Begin (or continue, or confirm) a cluster; returns once the plan is
     /// committed, `ClusterStatus` tells the rest. → `Created`
-    ClusterCreate(ClusterSpec),
+    ClusterCreate(ClusterCreate),
+    /// Could the hosts bear this cluster? Changes nothing, and any agent answers. → `Doctor`
+    Doctor(ClusterSpec),
     /// How far is the plan? Cheap, made of gossip: what progress bars poll. → `ClusterStatus`
     ClusterStatus,
     /// Ask every instance for its view now. → `ClusterCheck`
@@ -40,6 +43,15 @@ pub enum ControlRequest {
     },
     /// One run with all that its hosts kept. → `RunDetail`
     RunDetail(RunRef),
+}
+
+/// A cluster that is to be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterCreate {
+    /// What it is to be like.
+    pub spec: ClusterSpec,
+    /// Checks of the preflight that don't stop it when they fail.
+    pub force: Vec<Check>,
 }
 
 /// A share for a host that has joined, or for one that can bear more.
@@ -86,7 +98,11 @@ pub enum ControlReply {
         plan: ClusterPlan,
         /// False when the same plan was there before.
         fresh: bool,
+        /// Of a fresh plan: what the preflight warns of, and failures that were overridden.
+        warnings: Vec<Finding>,
     },
+    /// See [`ControlRequest::Doctor`].
+    Doctor(Box<Report>),
     /// See [`ControlRequest::ClusterStatus`].
     ClusterStatus(ClusterStatus),
     /// See [`ControlRequest::ClusterCheck`].
@@ -123,6 +139,8 @@ pub enum RefusalKind {
     Invalid,
     /// The mesh's state forbids it (a cluster is there already, a run is going on).
     Conflict,
+    /// The preflight found what can't work; the message names each check.
+    Preflight,
     /// There is nothing by that name.
     NotFound,
     /// The certificate's role doesn't allow it.

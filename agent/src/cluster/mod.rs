@@ -6,6 +6,7 @@
 //! and neither imports the other.
 
 pub mod admin;
+pub mod bus;
 pub mod info;
 pub mod nodes_conf;
 pub mod plan;
@@ -17,7 +18,7 @@ pub mod version;
 pub use admin::{AdminError, AdminOptions, AdminPool, Target};
 pub use info::InfoMap;
 pub use nodes_conf::{NodesConfError, render_nodes_conf};
-pub use plan::{PlanError, PlanInput, node_timeout_ms, plan};
+pub use plan::{PlanError, PlanInput, plan};
 pub use redis_conf::{DirectiveError, RedisConf, clients_needed};
 pub use topology::{ClusterInfo, Topology, TopologyError};
 pub use version::{Flavour, ServerVersion, VersionError};

@@ -46,7 +46,7 @@ pub struct PlanInput {
     /// The coordinator's clock, Unix milliseconds.
     pub created_unix_ms: u64,
     /// `cluster-node-timeout` where the spec names none, milliseconds; see
-    /// [`node_timeout_ms`].
+    /// [`super::bus::node_timeout_ms`].
     pub node_timeout_ms: u32,
 }
 
@@ -158,31 +158,6 @@ pub enum PlanError {
         /// What was asked for.
         got: u32,
     },
-}
-
-/// `cluster-node-timeout` for a cluster of `instances`, milliseconds.
-///
-/// Every node pings every other at least once in half the timeout, with messages that
-/// grow with the cluster, so a host's gossip grows with the square of the size and
-/// shrinks with the timeout. 5 s suits up to 100 instances; 15 s kept 300 on one
-/// machine calm, and bounds 1000 instances on ten hosts to 2.7 Gbit/s a host (8.1 at
-/// 5 s). Between 100 and 300 it rises evenly, above 1000 with the square, up to 60 s.
-pub fn node_timeout_ms(instances: usize) -> u32 {
-    const SMALL: (usize, u64) = (100, 5_000);
-    const LARGE: (usize, u64) = (300, 15_000);
-    const SQUARE_FROM: usize = 1000;
-    const MOST_MS: u64 = 60_000;
-    let n = instances.min(INSTANCES_MAX);
-    let ms = if n <= SMALL.0 {
-        SMALL.1
-    } else if n <= LARGE.0 {
-        SMALL.1 + (LARGE.1 - SMALL.1) * (n - SMALL.0) as u64 / (LARGE.0 - SMALL.0) as u64
-    } else if n <= SQUARE_FROM {
-        LARGE.1
-    } else {
-        (LARGE.1 * (n * n) as u64 / (SQUARE_FROM * SQUARE_FROM) as u64).min(MOST_MS)
-    };
-    u32::try_from(ms).expect("at most MOST_MS")
 }
 
 /// Lays out a new cluster.

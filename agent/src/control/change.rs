@@ -1,16 +1,16 @@
 //! Changes, made on the coordinator alone: create a cluster, start and stop runs.
 
-use redmesh_api::control::{ControlReply, ControlRequest, RefusalKind, RunRef, ShareRequest, VerifyRequest};
-use redmesh_api::ids::{HostId, PlanId, RunId};
-use redmesh_api::level::{ClusterSpec, Level, PlanStage, PlannedHost};
-use redmesh_api::limits::{
-    INSTANCES_PER_HOST_MAX, OUTSTANDING_MAX, PIPELINE_MAX, THREADS_PER_HOST_MAX, WORKERS_MAX,
+use redmesh_api::control::{
+    ClusterCreate, ControlReply, ControlRequest, RefusalKind, RunRef, ShareRequest, VerifyRequest,
 };
+use redmesh_api::ids::{HostId, PlanId, RunId};
+use redmesh_api::level::{Level, PlanStage, PlannedHost};
+use redmesh_api::limits::{OUTSTANDING_MAX, PIPELINE_MAX, THREADS_PER_HOST_MAX, WORKERS_MAX};
 use redmesh_api::run::{Job, Run, RunSpec, RunStage, RunUntil, Share};
 use uuid::Uuid;
 
 use super::joining::{self, Refused};
-use super::{Control, refused, runs, verify};
+use super::{Control, doctor, refused, runs, verify};
 use crate::clock::now_unix_ms;
 use crate::cluster::{self, PlanInput};
 use crate::consensus::{Applied, Command, ProposeError};
@@ -37,7 +37,7 @@ impl Control {
             Err(error) => return not_begun(&error),
         };
         match request {
-            ControlRequest::ClusterCreate(spec) => self.create(&level, spec).await,
+            ControlRequest::ClusterCreate(create) => self.create(&level, create).await,
             ControlRequest::RunStart(spec) => self.start(&level, spec).await,
             ControlRequest::RunShare(request) => self.share(&level, &request).await,
             ControlRequest::RunVerify(request) => self.verify(&level, &request).await,
@@ -46,13 +46,13 @@ impl Control {
         }
     }
 
-    async fn create(&self, level: &Level, spec: ClusterSpec) -> ControlReply {
+    async fn create(&self, level: &Level, ClusterCreate { spec, force }: ClusterCreate) -> ControlReply {
         if level.mesh.is_none() {
             return refused(RefusalKind::NoCoordinator, "the mesh is just being founded: try again");
         }
         if let Some(plan) = &level.plan {
             return if plan.spec == spec {
-                ControlReply::Created { plan: plan.clone(), fresh: false }
+                ControlReply::Created { plan: plan.clone(), fresh: false, warnings: Vec::new() }
             } else {
                 refused(
                     RefusalKind::Conflict,
@@ -66,14 +66,8 @@ impl Control {
                 )
             };
         }
-        if !(1..=INSTANCES_PER_HOST_MAX).contains(&spec.instances_per_host) {
-            return refused(
-                RefusalKind::Invalid,
-                format!(
-                    "instances per host = {}: must be 1 to {INSTANCES_PER_HOST_MAX}",
-                    spec.instances_per_host
-                ),
-            );
+        if let Some(reason) = doctor::per_host_problem(&spec) {
+            return refused(RefusalKind::Invalid, reason);
         }
         let known = self.census.hosts();
         let hosts: Vec<PlannedHost> = known
@@ -103,10 +97,15 @@ impl Control {
         }
         let mut hosts = hosts;
         hosts.sort_by_cached_key(|host| super::natural(&host.name));
-        let instances = hosts.len() * usize::from(spec.instances_per_host);
+        let report = self.examine(level, &spec).await;
+        let node_timeout_ms = report.node_timeout_ms;
+        let warnings = match doctor::pass(report, &force) {
+            Ok(warnings) => warnings,
+            Err(reason) => return refused(RefusalKind::Preflight, reason),
+        };
         let input = PlanInput {
             id: PlanId(Uuid::new_v4()),
-            node_timeout_ms: spec.node_timeout_ms.unwrap_or_else(|| cluster::node_timeout_ms(instances)),
+            node_timeout_ms,
             spec,
             hosts,
             created_unix_ms: now_unix_ms(),
@@ -116,7 +115,9 @@ impl Control {
             Err(error) => return refused(RefusalKind::Invalid, crate::error_chain(&error)),
         };
         match self.orders.commit(Command::CreatePlan(Box::new(planned.clone()))).await {
-            Ok(Applied::Done | Applied::Unchanged) => ControlReply::Created { plan: planned, fresh: true },
+            Ok(Applied::Done | Applied::Unchanged) => {
+                ControlReply::Created { plan: planned, fresh: true, warnings }
+            }
             Ok(Applied::Rejected(reason)) => refused(RefusalKind::Conflict, reason),
             Err(error) => uncertain(&error),
         }

@@ -6,6 +6,7 @@
 
 pub mod change;
 pub mod check;
+pub mod doctor;
 pub mod joining;
 pub mod runs;
 pub mod serve;
@@ -73,6 +74,7 @@ impl Control {
             ControlRequest::Members => ControlReply::Members(self.members()),
             ControlRequest::ClusterStatus => ControlReply::ClusterStatus(self.cluster_status()),
             ControlRequest::ClusterCheck => check::cluster_check(&self.census, &*self.transport).await,
+            ControlRequest::Doctor(spec) => self.doctor(spec).await,
             ControlRequest::RunList => ControlReply::Runs(self.run_list()),
             ControlRequest::RunShow { run, latency } => self.run_show(&run, latency).await,
             ControlRequest::RunDetail(run) => self.run_detail(&run).await,

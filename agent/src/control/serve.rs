@@ -11,12 +11,14 @@ use tracing::{debug, warn};
 
 use super::Control;
 use crate::census::Census;
+use crate::clock::now_unix_ms;
 use crate::cluster::{AdminPool, Target};
 use crate::consensus::Consensus;
 use crate::host::shares::Shares;
 use crate::host::views::Views;
 use crate::level::LevelError;
 use crate::peer::{PeerReply, PeerRequest};
+use crate::preflight::Reader;
 use crate::supervisor::InstanceStatus;
 use crate::transport::{Handler, Peer};
 
@@ -35,6 +37,8 @@ pub struct Server {
     pub shares: Shares,
     /// Own instances' views.
     pub seen: watch::Receiver<Arc<Views>>,
+    /// Reads this host for a preflight.
+    pub reader: Reader,
     /// Own instances' states.
     pub statuses: watch::Receiver<Arc<Vec<InstanceStatus>>>,
 }
@@ -84,6 +88,11 @@ impl Server {
             PeerRequest::CheckInstances => PeerReply::Views(self.views().await),
             PeerRequest::Convergence(plan) => PeerReply::Agreed(self.seen.borrow().agreeing.of(plan)),
             PeerRequest::RunReport(run) => PeerReply::Report(self.shares.report(run).await),
+            PeerRequest::Clock => PeerReply::Clock { unix_ms: now_unix_ms() },
+            PeerRequest::Preflight { spec, plan } => match self.reader.read(&spec, plan).await {
+                Ok(readings) => PeerReply::Readings(Box::new(readings)),
+                Err(message) => PeerReply::Refused(Refusal { kind: RefusalKind::Internal, message }),
+            },
             PeerRequest::Forward(request) => {
                 PeerReply::Control(Box::new(self.serve_forwarded(request).await))
             }

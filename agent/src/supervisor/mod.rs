@@ -15,6 +15,7 @@ mod probe;
 mod process;
 mod sockets;
 mod starter;
+mod survey;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -30,7 +31,9 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 pub use instance::{CRASH_WINDOW, Effect, Event, Instance};
-pub use process::{ProcessError, find_server};
+pub use process::{FDS_RESERVED, ProcessError, find_server};
+pub use sockets::PortProblem;
+pub use survey::{DirProblem, PORTS_NAMED_MAX, Survey};
 
 /// Commands that may wait for the supervisor's task.
 const COMMANDS_MAX: usize = 16;
@@ -231,6 +234,7 @@ pub struct Supervisor {
     cancel: CancellationToken,
     task: Arc<Mutex<Option<JoinHandle<()>>>>,
     server: Option<PathBuf>,
+    data_dir: PathBuf,
 }
 
 impl Supervisor {
@@ -247,9 +251,9 @@ impl Supervisor {
         // A child: shutting this supervisor down must not end the caller's tree.
         let cancel = options.cancel.child_token();
         let server = options.server.clone();
-        let options = SupervisorOptions { data_dir, cancel: cancel.clone(), ..options };
+        let options = SupervisorOptions { data_dir: data_dir.clone(), cancel: cancel.clone(), ..options };
         let task = tokio::spawn(actor::Actor::new(options, publish).run(receiver));
-        Ok(Self { commands, statuses, cancel, task: Arc::new(Mutex::new(Some(task))), server })
+        Ok(Self { commands, statuses, cancel, task: Arc::new(Mutex::new(Some(task))), server, data_dir })
     }
 
     /// Sets all that is wanted; the same level again changes nothing. An instance that

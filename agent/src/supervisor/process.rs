@@ -30,7 +30,7 @@ const ALIASES: [&str; 2] = ["redis-check-rdb", "valkey-check-rdb"];
 
 /// Descriptors that a server keeps for itself (`CONFIG_MIN_RESERVED_FDS` of Redis),
 /// and a margin for its files and listening sockets.
-const FDS_RESERVED: u64 = 32 + 32;
+pub const FDS_RESERVED: u64 = 32 + 32;
 
 /// PATH where the agent has none.
 const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";

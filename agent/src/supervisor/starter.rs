@@ -89,9 +89,9 @@ impl Starter {
         }
         process::find_server(self.server.as_deref()).map_err(|error| error.to_string())?;
         process::check_nofile(wanted.clients_needed)?;
-        sockets::check_free(wanted.addr, "data port")?;
+        sockets::check_free(wanted.addr, "data port").map_err(|problem| problem.to_string())?;
         let bus = bus_addr(wanted.addr).ok_or_else(|| format!("{} has no bus port", wanted.addr))?;
-        sockets::check_free(bus, "bus port")?;
+        sockets::check_free(bus, "bus port").map_err(|problem| problem.to_string())?;
         let files = layout.prepare(plan, &wanted.config, &wanted.nodes_conf);
         files.map_err(|error| error.to_string())?;
         Ok(Started::Prepared { log_from: layout.log_len() })

@@ -5,10 +5,12 @@ use std::time::{Duration, Instant};
 
 use redmesh_api::control::{ClusterCheck, ClusterStatus, HostProgress};
 use redmesh_api::level::{ClusterPlan, ClusterSpec, PlanStage, PlannedRole};
+use redmesh_api::preflight::{Check, Finding};
 use serde::Serialize;
 
 use super::check;
 use super::phases::{self, Phase};
+use crate::doctor;
 use crate::exit::Exit;
 use crate::output::Output;
 use crate::progress::Progress;
@@ -35,6 +37,8 @@ const NAMED_MAX: usize = 10;
 pub struct CreateOptions {
     /// The wish.
     pub spec: ClusterSpec,
+    /// Checks of the preflight that may fail.
+    pub force: Vec<Check>,
     /// How long to wait until it is formed.
     pub deadline: Duration,
     /// Whether to wait at all.
@@ -52,6 +56,8 @@ pub struct Created {
     pub hosts: usize,
     /// False when the same plan was there before.
     pub fresh: bool,
+    /// Of a fresh plan: what the preflight warned of, and failures that were overridden.
+    pub warnings: Vec<Finding>,
     /// Whether all instances have agreed.
     pub formed: bool,
     /// From the request until it was formed, seconds, by this process' clock.
@@ -88,14 +94,18 @@ pub async fn create(
     output: &Output,
 ) -> anyhow::Result<Created> {
     let began = Instant::now();
-    let (plan, fresh) = session.cluster_create(options.spec).await?;
+    let (plan, fresh, warnings) = session.cluster_create(options.spec, options.force).await?;
     let request = Phase { name: "request", seconds: began.elapsed().as_secs_f64() };
+    for warning in &warnings {
+        output.text(&doctor::explain(warning, &doctor::named(&warning.hosts)))?;
+    }
     output.text(&render_plan(&plan, fresh))?;
     let mut created = Created {
         nodes: plan.instances.len(),
         primaries: plan.primaries(),
         hosts: plan.hosts.len(),
         fresh,
+        warnings,
         formed: plan.stage == PlanStage::Formed,
         seconds: 0.0,
         phases: Vec::new(),

@@ -15,6 +15,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use redmesh_api::level::ClusterSpec;
 use redmesh_api::limits::INSTANCES_PER_HOST_MAX;
+use redmesh_api::preflight::Check;
 
 use crate::exit::Exit;
 use crate::output::Output;
@@ -31,7 +32,11 @@ pub enum ClusterCommand {
     #[command(after_help = "\
 Examples:
   redmeshctl cluster create --instances-per-host 100
-  redmeshctl cluster create --instances-per-host 6 --replicas 1 --deadline 5m")]
+  redmeshctl cluster create --instances-per-host 6 --replicas 1 --deadline 5m
+  redmeshctl cluster create --instances-per-host 100 --force memory --force disk
+
+The hosts are examined first (`redmeshctl doctor` shows all of it): what can't work is
+refused, what is only slow is said.")]
     Create(CreateArgs),
     /// Show hosts, instances, slots and keys
     #[command(after_help = "Examples:\n  redmeshctl cluster info\n  redmeshctl cluster info -o json")]
@@ -51,12 +56,15 @@ pub struct CreateArgs {
     /// Replicas of each primary, never on their primary's host
     #[arg(long, value_name = "R", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=REPLICAS_MAX))]
     replicas: u8,
-    /// cluster-node-timeout in milliseconds [default: by the cluster's size]
+    /// cluster-node-timeout in milliseconds [default: what suits the size and the machines]
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u32).range(100..=600_000))]
     node_timeout: Option<u32>,
     /// How long to wait for it, in seconds or with a unit
     #[arg(long, value_name = "TIME", default_value = "3m", value_parser = units::parse_duration)]
     deadline: Duration,
+    /// Go on although this check of the preflight fails; may be given several times
+    #[arg(long, value_name = "CHECK")]
+    force: Vec<Check>,
     /// Return as soon as the plan is committed
     #[arg(long)]
     no_wait: bool,
@@ -71,6 +79,7 @@ impl CreateArgs {
                 node_timeout_ms: self.node_timeout,
                 ..ClusterSpec::default()
             },
+            force: self.force,
             deadline: self.deadline,
             wait: !self.no_wait,
         }

@@ -228,6 +228,7 @@ async fn steps(
             replicas: options.replicas,
             ..ClusterSpec::default()
         },
+        force: Vec::new(),
         deadline: FORM_DEADLINE_BASE + FORM_DEADLINE_PER_INSTANCE * plan.instances(),
         wait: true,
     };

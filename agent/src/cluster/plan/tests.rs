@@ -27,7 +27,7 @@ fn input(hosts: usize, per_host: u16, replicas: u8) -> PlanInput {
         },
         hosts: (0..hosts).map(host).collect(),
         created_unix_ms: 1,
-        node_timeout_ms: node_timeout_ms(hosts * usize::from(per_host)),
+        node_timeout_ms: 15_000,
     }
 }
 
@@ -206,11 +206,4 @@ fn hosts_that_share_an_address_need_ports_apart() {
     assert!(matches!(shared(16379 - 3), Err(PlanError::PortsOverlap { .. })));
     assert!(shared(6383).is_ok());
     assert!(shared(16383).is_ok());
-}
-
-#[test]
-fn node_timeouts_grow_with_the_cluster() {
-    let at = [1, 100, 200, 300, 1000, 2000, 16384].map(node_timeout_ms);
-    assert_eq!(at, [5_000, 5_000, 10_000, 15_000, 15_000, 60_000, 60_000]);
-    assert!((1..2000).all(|n| node_timeout_ms(n) <= node_timeout_ms(n + 1)));
 }

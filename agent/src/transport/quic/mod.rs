@@ -189,6 +189,8 @@ struct Shared {
     name: String,
     local: LocalPeer,
     mesh_id: watch::Receiver<Option<MeshId>>,
+    /// Receiving and sending, bytes.
+    udp_buffers: (u64, u64),
     handler: watch::Sender<Option<Arc<dyn Handler>>>,
     gossip_in: mpsc::Sender<(SocketAddr, Bytes)>,
     gossip_out: GossipOut,
@@ -261,6 +263,12 @@ impl QuicTransport {
         // As large as the system allows; a small one only costs speed.
         let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, SOCKET_BUFFER_BYTES);
         let _ = rustix::net::sockopt::set_socket_send_buffer_size(&socket, SOCKET_BUFFER_BYTES);
+        // The kernel doubles what it gives, for its own book-keeping (socket(7)).
+        let given = |size: rustix::io::Result<usize>| size.map_or(0, |bytes| bytes as u64 / 2);
+        let udp_buffers = (
+            given(rustix::net::sockopt::socket_recv_buffer_size(&socket)),
+            given(rustix::net::sockopt::socket_send_buffer_size(&socket)),
+        );
         let bound = socket.local_addr().map_err(failed)?;
         let config = endpoint_config(&host_secret);
         let mut endpoint =
@@ -276,6 +284,7 @@ impl QuicTransport {
             name,
             local,
             mesh_id,
+            udp_buffers,
             handler: watch::Sender::new(None),
             gossip_in,
             gossip_out: GossipOut::default(),
@@ -288,6 +297,12 @@ impl QuicTransport {
         });
         shared.tasks.spawn(serve::accept_all(shared.clone()));
         Ok(Arc::new(Self { shared, gossip_arrives: Mutex::new(Some(gossip_arrives)) }))
+    }
+
+    /// Buffers that the UDP socket was given, which may be less than
+    /// [`SOCKET_BUFFER_BYTES`]: receiving and sending, bytes.
+    pub fn udp_buffers(&self) -> (u64, u64) {
+        self.shared.udp_buffers
     }
 
     /// Figures for metrics.
