@@ -1,6 +1,7 @@
 //! A whole mesh: certificates, configs, agents, and the ctl to drive it.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -306,6 +307,22 @@ impl Mesh {
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
 
+    /// `redis-cli -c` with `commands`, one a line, on its standard input; what it printed.
+    pub fn redis_cli_fed(&self, host: usize, port: u16, commands: &str) -> String {
+        let mut child = Command::new("redis-cli")
+            .args(["-c", "-h", &self.ip(host), "-p", &port.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("run redis-cli");
+        let mut stdin = child.stdin.take().expect("it is piped");
+        // A few hundred lines fit the pipes both ways.
+        stdin.write_all(commands.as_bytes()).expect("feed redis-cli");
+        drop(stdin);
+        let output = child.wait_with_output().expect("wait for redis-cli");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
     /// All redis-servers of the mesh, by pid.
     pub fn servers(&self) -> Vec<process::ServerProcess> {
         process::servers_below(self.dir())
@@ -330,7 +347,7 @@ impl Drop for Mesh {
                 let lines: Vec<_> = log.lines().collect();
                 let tail = lines[lines.len().saturating_sub(40)..].join("\n");
                 let words = format!("--- host-{} agent.log, last lines\n{tail}\n", host + 1);
-                let _ = std::io::Write::write_all(&mut std::io::stderr(), words.as_bytes());
+                let _ = Write::write_all(&mut std::io::stderr(), words.as_bytes());
             }
         }
     }

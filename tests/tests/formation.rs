@@ -128,23 +128,3 @@ fn a_directory_of_another_cluster_is_left_alone() {
     assert!(awaited.contains("nodes.conf") && awaited.contains("host-3"), "{words}");
     assert_eq!(std::fs::read_to_string(foreign.join("nodes.conf")).expect("still there"), nodes);
 }
-
-#[test]
-fn the_coordinator_is_killed_during_create_and_another_finishes() {
-    let mut mesh = MeshBuilder::new(3).servers_outlive_agents().ready();
-    let coordinator = mesh.coordinator_at(0).expect("a coordinator");
-    let other = (coordinator + 1) % 3;
-    // Its instances wait for a port, so that the plan is surely unfinished when it dies.
-    let taken = TcpListener::bind((mesh.ip(other).as_str(), 6379)).expect("take a port");
-    mesh.ok_at(other, &[CREATE, &["--no-wait", "--force", "ports"]].concat());
-    until("some servers to be held", Duration::from_secs(30), || (mesh.servers().len() >= 6).then_some(()));
-    mesh.kill_agent(coordinator);
-    until("another coordinator", Duration::from_secs(20), || {
-        mesh.coordinator_at(other).filter(|&new| new != coordinator)
-    });
-    drop(taken);
-    mesh.start_agent(coordinator);
-    let created = mesh.json_at(other, CREATE);
-    assert_eq!((&created["formed"], &created["fresh"]), (&Value::Bool(true), &Value::Bool(false)));
-    assert_eq!(mesh.servers().len(), 12, "no server was started twice");
-}
