@@ -86,6 +86,8 @@ pub enum ControlReply {
         plan: ClusterPlan,
         /// False when the same plan was there before.
         fresh: bool,
+        /// What should be known of it, in words: why it is formed as it is.
+        notes: Vec<String>,
     },
     /// See [`ControlRequest::ClusterStatus`].
     ClusterStatus(ClusterStatus),

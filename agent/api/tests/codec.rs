@@ -282,7 +282,7 @@ fn replies() -> Vec<ControlReply> {
             stamp: Stamp { term: 1, index: 2, leader: HostId(7) },
             members: vec![member],
         }),
-        ControlReply::Created { plan: plan(), fresh: true },
+        ControlReply::Created { plan: plan(), fresh: true, notes: vec!["because".to_owned()] },
         ControlReply::ClusterStatus(ClusterStatus {
             plan: Some(plan()),
             hosts: vec![progress],

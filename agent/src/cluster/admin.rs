@@ -6,6 +6,8 @@
 //! Every wait is bounded, also against a server that is stopped (SIGSTOP), which accepts
 //! connections and never answers.
 
+mod join;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
@@ -112,7 +114,7 @@ pub struct Target {
     pub host: HostId,
     /// Data address.
     pub addr: SocketAddr,
-    /// Its node id as planned.
+    /// Its node id as planned, [`NodeId::UNKNOWN`] while the plan has none.
     pub node_id: NodeId,
 }
 
@@ -184,13 +186,6 @@ impl AdminPool {
         stream::iter(asked).buffered(ASKED_AT_ONCE_MAX).collect().await
     }
 
-    /// Makes the instance shake hands with another; harmless where they know each other.
-    pub async fn meet(&self, addr: SocketAddr, other: SocketAddr) -> Result<(), AdminError> {
-        let mut command = redis::cmd("CLUSTER");
-        command.arg("MEET").arg(other.ip().to_string()).arg(other.port());
-        self.ask::<()>(addr, "CLUSTER MEET", &command).await
-    }
-
     /// The instance's own figures, for a run's ledger.
     pub async fn sample(&self, host: HostId, addr: SocketAddr) -> Result<ServerSample, AdminError> {
         let info = self.info(addr).await?;
@@ -221,13 +216,14 @@ impl AdminPool {
         let me = topology.myself();
         let problem = match me {
             None => Some(format!("{addr} does not list itself among the cluster's nodes")),
-            Some(me) if me.id != node_id => Some(format!(
+            Some(me) if node_id != NodeId::UNKNOWN && me.id != node_id => Some(format!(
                 "{addr} says that it is node {}, but the plan has {node_id} there: another cluster's server \
                  holds the port",
                 me.id
             )),
             Some(_) => None,
         };
+        let node_id = if node_id == NodeId::UNKNOWN { me.map_or(node_id, |me| me.id) } else { node_id };
         Ok(InstanceView {
             host,
             addr,

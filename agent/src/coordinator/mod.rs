@@ -12,6 +12,7 @@
 
 pub mod account;
 pub mod bootstrap;
+pub mod naming;
 pub mod orders;
 pub mod settle;
 pub mod shares;
@@ -21,7 +22,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use redmesh_api::ids::{HostId, MeshId, RunId};
+use redmesh_api::ids::{HostId, MeshId, PlanId, RunId};
 use redmesh_api::level::Level;
 use redmesh_api::run::{RunStage, Tally};
 use tokio::task::{JoinError, JoinHandle};
@@ -57,6 +58,8 @@ pub struct Coordinator {
 enum Errand {
     /// Settling a run and committing its account.
     Close(RunId),
+    /// Asking all servers for their node ids and committing these.
+    NameNodes(PlanId),
     /// A change of voters.
     Voters,
 }
@@ -185,6 +188,10 @@ impl Coordinator {
                     let hands = self.hands.clone();
                     self.send(Errand::Close(run), async move { hands.take(step).await });
                 }
+                Step::NameNodes { plan } => {
+                    let hands = self.hands.clone();
+                    self.send(Errand::NameNodes(plan), async move { hands.take(step).await });
+                }
                 Step::Found | Step::AdvancePlan { .. } | Step::TakeOver { .. } => self.hands.take(step).await,
             }
         }
@@ -266,6 +273,16 @@ impl Hands {
             Step::Found => Command::Found { mesh: MeshId(Uuid::new_v4()) },
             Step::AdvancePlan { plan, to } => {
                 Command::AdvancePlan { plan: *plan, to: *to, at_unix_ms: now_unix_ms() }
+            }
+            Step::NameNodes { plan } => {
+                match naming::node_ids(&self.census, &*self.transport, *plan).await {
+                    Ok(ids) => Command::NameNodes { plan: *plan, ids, at_unix_ms: now_unix_ms() },
+                    Err(reason) => {
+                        warn!(reason, "not all servers say their node ids, asked again");
+                        tokio::time::sleep(naming::RETRY_INTERVAL).await;
+                        return;
+                    }
+                }
             }
             Step::TakeOver { run, known, given_up, shares } => Command::AddShares {
                 run: *run,

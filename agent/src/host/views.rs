@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redmesh_api::ids::HostId;
-use redmesh_api::level::{Level, PlanStage, SLOTS};
+use redmesh_api::level::{Formation, Level, PlanStage, SLOTS};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -50,6 +50,11 @@ impl Views {
         (!reasons.is_empty()).then(|| reasons.join(", "))
     }
 
+    /// Whether `addr` answered when it was last asked.
+    pub fn answers(&self, addr: SocketAddr) -> bool {
+        matches!(self.answers.get(&addr), Some(Ok(_)))
+    }
+
     fn all_agree(&self) -> bool {
         self.answers.keys().all(|&addr| self.disagreement(addr).is_none())
     }
@@ -66,7 +71,8 @@ pub async fn watch_views(
     loop {
         let level = levels.borrow_and_update().clone();
         let pause = match &level.plan {
-            Some(plan) if plan.stage > PlanStage::Prepare => {
+            // Servers that are joined by MEET run from the beginning.
+            Some(plan) if plan.stage > PlanStage::Prepare || plan.formation == Formation::Meet => {
                 let own = plan.instances_of(host).map(|i| plan.addr_of(i)).collect();
                 let answers = tokio::select! {
                     answers = admin.cluster_info_all(own) => answers,

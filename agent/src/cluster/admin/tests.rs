@@ -7,7 +7,7 @@ use std::time::Instant;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use redmesh_api::ids::PlanId;
-use redmesh_api::level::{ClusterPlan, ClusterSpec, PlannedHost, PlannedRole};
+use redmesh_api::level::{ClusterPlan, ClusterSpec, Formation, PlannedHost, PlannedRole};
 use uuid::Uuid;
 
 use super::*;
@@ -96,17 +96,18 @@ fn six() -> ClusterPlan {
         hosts: (1..=3).map(host).collect(),
         created_unix_ms: 0,
         node_timeout_ms: 5000,
+        formation: Formation::Seeded,
     };
     plan(input, &mut StdRng::seed_from_u64(11)).unwrap()
 }
 
 #[tokio::test]
 async fn a_seeded_cluster_forms_and_answers() {
-    let (plan, version) = (six(), version());
+    let (plan, format) = (six(), version().nodes_conf_format().expect("a known version"));
     let mut servers = Servers::new();
     for instance in &plan.instances {
         let (addr, name) = (plan.addr_of(instance), instance.node_id.to_string());
-        let nodes_conf = render_nodes_conf(&plan, instance.node_id, version).unwrap();
+        let nodes_conf = render_nodes_conf(&plan, instance.node_id, format).unwrap();
         let config = config(addr, &servers.path(&name), &[]);
         servers.start(&name, &config, Some(&nodes_conf));
     }
