@@ -10,7 +10,7 @@ use redmesh_api::run::{Job, Run, RunSpec, RunStage, RunUntil, Share};
 use uuid::Uuid;
 
 use super::joining::{self, Refused};
-use super::{Control, refused, runs, verify};
+use super::{Control, refused, runs, surveying, verify};
 use crate::clock::now_unix_ms;
 use crate::cluster::{self, PlanInput};
 use crate::consensus::{Applied, Command, ProposeError};
@@ -52,7 +52,7 @@ impl Control {
         }
         if let Some(plan) = &level.plan {
             return if plan.spec == spec {
-                ControlReply::Created { plan: plan.clone(), fresh: false }
+                ControlReply::Created { plan: plan.clone(), fresh: false, notes: Vec::new() }
             } else {
                 refused(
                     RefusalKind::Conflict,
@@ -103,10 +103,16 @@ impl Control {
         }
         let mut hosts = hosts;
         hosts.sort_by_cached_key(|host| super::natural(&host.name));
+        let surveyed = match surveying::survey(&self.census, &*self.transport, &spec, &hosts).await {
+            Ok(surveyed) => surveyed,
+            Err((kind, reason)) => return refused(kind, reason),
+        };
         let instances = hosts.len() * usize::from(spec.instances_per_host);
+        let node_timeout_ms = spec.node_timeout_ms.or(surveyed.node_timeout_ms);
         let input = PlanInput {
             id: PlanId(Uuid::new_v4()),
-            node_timeout_ms: spec.node_timeout_ms.unwrap_or_else(|| cluster::node_timeout_ms(instances)),
+            node_timeout_ms: node_timeout_ms.unwrap_or_else(|| cluster::node_timeout_ms(instances)),
+            formation: surveyed.formation,
             spec,
             hosts,
             created_unix_ms: now_unix_ms(),
@@ -116,7 +122,9 @@ impl Control {
             Err(error) => return refused(RefusalKind::Invalid, crate::error_chain(&error)),
         };
         match self.orders.commit(Command::CreatePlan(Box::new(planned.clone()))).await {
-            Ok(Applied::Done | Applied::Unchanged) => ControlReply::Created { plan: planned, fresh: true },
+            Ok(Applied::Done | Applied::Unchanged) => {
+                ControlReply::Created { plan: planned, fresh: true, notes: surveyed.notes }
+            }
             Ok(Applied::Rejected(reason)) => refused(RefusalKind::Conflict, reason),
             Err(error) => uncertain(&error),
         }

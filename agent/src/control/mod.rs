@@ -9,6 +9,7 @@ pub mod check;
 pub mod joining;
 pub mod runs;
 pub mod serve;
+pub mod surveying;
 pub mod verify;
 
 use std::sync::Arc;

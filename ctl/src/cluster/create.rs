@@ -57,6 +57,8 @@ pub struct Created {
     pub seconds: f64,
     /// What every instance said at the end; `None` if not waited for.
     pub check: Option<ClusterCheck>,
+    /// What should be known of it: why it is formed as it is.
+    pub notes: Vec<String>,
     /// Whom it waited for when the deadline passed.
     pub awaited: Vec<String>,
     /// The plan.
@@ -85,8 +87,9 @@ pub async fn create(
     output: &Output,
 ) -> anyhow::Result<Created> {
     let began = Instant::now();
-    let (plan, fresh) = session.cluster_create(options.spec).await?;
+    let (plan, fresh, notes) = session.cluster_create(options.spec).await?;
     output.text(&render_plan(&plan, fresh))?;
+    notes.iter().try_for_each(|note| output.text(&format!("note: {note}\n")))?;
     let mut created = Created {
         nodes: plan.instances.len(),
         primaries: plan.primaries(),
@@ -95,6 +98,7 @@ pub async fn create(
         formed: plan.stage == PlanStage::Formed,
         seconds: 0.0,
         check: None,
+        notes,
         awaited: Vec::new(),
         plan,
     };
@@ -191,6 +195,9 @@ impl Forming {
             format!("{hosts_ready}/{} hosts ready, {ready}/{planned} servers listening", hosts.len());
         if stage >= Some(PlanStage::Release) {
             text = format!("{ready}/{planned} servers up, {agreed}/{planned} agreed");
+        }
+        if stage == Some(PlanStage::Replicate) {
+            text.push_str(" about replicas");
         }
         let behind: Vec<&HostProgress> = hosts.iter().filter(|host| !is_through(host, stage)).collect();
         if let [first, rest @ ..] = behind.as_slice()
