@@ -206,8 +206,7 @@ async fn build(config: Config) -> Result<Running> {
         views::watch_views(host.id(), levels_cell.subscribe(), admin.clone(), viewed, cancel.clone());
     tasks.spawn(named("views", watching));
     let (joined, progress) = watch::channel(Joining::default());
-    let joins =
-        joining::join(host.id(), levels_cell.subscribe(), admin.clone(), joined, cancel.clone());
+    let joins = joining::join(host.id(), levels_cell.subscribe(), admin.clone(), joined, cancel.clone());
     tasks.spawn(named("joining", joins));
     let sources = Sources {
         levels: levels_cell.clone(),

@@ -167,7 +167,10 @@ impl Session {
     }
 
     /// Begins, continues or confirms a cluster; the flag says whether the plan is new.
-    pub async fn cluster_create(&mut self, spec: ClusterSpec) -> Result<(ClusterPlan, bool, Vec<String>), SessionError> {
+    pub async fn cluster_create(
+        &mut self,
+        spec: ClusterSpec,
+    ) -> Result<(ClusterPlan, bool, Vec<String>), SessionError> {
         match self.request_of_coordinator(&ControlRequest::ClusterCreate(spec)).await? {
             ControlReply::Created { plan, fresh, notes } => Ok((plan, fresh, notes)),
             _ => Err(self.unexpected("ClusterCreate")),

@@ -40,7 +40,11 @@ fn assert_whole(mesh: &Mesh) {
         let check = mesh.try_json_at(0, &["cluster", "check"])?;
         check["errors"].as_array()?.is_empty().then_some(check)
     });
-    assert_eq!((&check["agreed"], &check["warnings"]), (&Value::Bool(true), &Value::Array(vec![])), "{check}");
+    assert_eq!(
+        (&check["agreed"], &check["warnings"]),
+        (&Value::Bool(true), &Value::Array(vec![])),
+        "{check}"
+    );
     let text = mesh.redis_cli(0, 6379, &["--cluster", "check", &format!("{}:6379", mesh.ip(0))]);
     assert!(text.contains("[OK] All nodes agree about slots configuration."), "{text}");
     assert!(text.contains("[OK] All 16384 slots covered."), "{text}");
@@ -143,7 +147,9 @@ fn kill_everything_once(mesh: &mut Mesh) {
         let victim = mesh.servers_of(host).pop().expect("a server");
         send(&victim, Signal::KILL);
         until("a new server in its place", SOON, || {
-            mesh.servers_of(host).into_iter().find(|server| server.dir == victim.dir && server.pid != victim.pid)
+            mesh.servers_of(host)
+                .into_iter()
+                .find(|server| server.dir == victim.dir && server.pid != victim.pid)
         });
     }
 }
@@ -151,12 +157,21 @@ fn kill_everything_once(mesh: &mut Mesh) {
 #[test]
 fn coordinator_agents_and_servers_are_killed_in_every_stage_and_the_cluster_forms() {
     // What holds a stage is a command that the servers refuse until they are told otherwise.
-    let acl = "[redis.directives]\nuser = \"default on nopass ~* &* +@all -cluster|meet -cluster|replicate\"\n";
+    let acl =
+        "[redis.directives]\nuser = \"default on nopass ~* &* +@all -cluster|meet -cluster|replicate\"\n";
     let mut mesh = MeshBuilder::new(3).servers_outlive_agents().config(acl).ready();
     let taken = TcpListener::bind((mesh.ip(1).as_str(), 6379)).expect("take a port");
     let create = [
-        "cluster", "create", "--instances-per-host", "2", "--replicas", "1", "--formation", "meet",
-        "--node-timeout", "2000",
+        "cluster",
+        "create",
+        "--instances-per-host",
+        "2",
+        "--replicas",
+        "1",
+        "--formation",
+        "meet",
+        "--node-timeout",
+        "2000",
     ];
     mesh.ok_at(0, &[&create[..], &["--no-wait"]].concat());
     until("the other servers to run", SOON, || (mesh.servers().len() == 5).then_some(()));

@@ -70,10 +70,12 @@ pub fn judge(addr: SocketAddr, nodes: u32, found: &Found) -> SurveyedServer {
     let me = found.view.myself();
     let config = |name: &str| found.config.get(name).map(String::as_str).filter(|value| !value.is_empty());
     let mut problems = Vec::new();
-    let empty = "take an empty one (FLUSHALL and CLUSTER RESET HARD make it so, if nobody needs what it holds)";
+    let empty =
+        "take an empty one (FLUSHALL and CLUSTER RESET HARD make it so, if nobody needs what it holds)";
     match &found.cluster {
         None => problems.push(
-            "is not in cluster mode: set cluster-enabled yes in its configuration and start it again".to_owned(),
+            "is not in cluster mode: set cluster-enabled yes in its configuration and start it again"
+                .to_owned(),
         ),
         Some(cluster) => {
             if cluster.known_nodes > 1 {

@@ -116,14 +116,20 @@ mod tests {
         for version in ["Redis server v=6.2.14", "Redis server v=7.0.0"] {
             assert_eq!(format(version), Some(NodesConfFormat::Plain), "{version}");
         }
-        for version in
-            ["Redis server v=7.2.0-rc1", "Redis server v=7.4.2", "Redis server v=8.0.3", "Valkey server v=8.1.0"]
-        {
+        for version in [
+            "Redis server v=7.2.0-rc1",
+            "Redis server v=7.4.2",
+            "Redis server v=8.0.3",
+            "Valkey server v=8.1.0",
+        ] {
             assert_eq!(format(version), Some(NodesConfFormat::ShardIds), "{version}");
         }
-        for version in
-            ["Redis server v=6.0.16", "Redis server v=7.1.0", "Redis server v=99.0.0", "Valkey server v=9.0.0"]
-        {
+        for version in [
+            "Redis server v=6.0.16",
+            "Redis server v=7.1.0",
+            "Redis server v=99.0.0",
+            "Valkey server v=9.0.0",
+        ] {
             assert_eq!(format(version), None, "{version}");
         }
     }

@@ -64,7 +64,10 @@ fn addrs(host: &PlannedHost, instances: u16) -> Vec<SocketAddr> {
     ports.map(|port| SocketAddr::new(host.ip, port)).collect()
 }
 
-fn weigh(spec: &ClusterSpec, answers: Vec<(String, Result<HostSurvey, String>)>) -> Result<Surveyed, Refused> {
+fn weigh(
+    spec: &ClusterSpec,
+    answers: Vec<(String, Result<HostSurvey, String>)>,
+) -> Result<Surveyed, Refused> {
     let (mut versions, mut servers, mut problems) = (Vec::new(), Vec::new(), Vec::new());
     for (host, answer) in answers {
         match answer {
@@ -194,10 +197,7 @@ mod tests {
     #[test]
     fn a_host_that_can_not_be_asked_matters_only_for_its_existing_servers() {
         let silent = || vec![("host-2".to_owned(), Err("gone".to_owned()))];
-        assert_eq!(
-            weigh(&ClusterSpec::default(), silent()).map(|it| it.formation),
-            Ok(Formation::Seeded)
-        );
+        assert_eq!(weigh(&ClusterSpec::default(), silent()).map(|it| it.formation), Ok(Formation::Seeded));
         let spec = ClusterSpec { servers: Servers::Existing, ..ClusterSpec::default() };
         assert!(weigh(&spec, silent()).is_err_and(|(_, words)| words.contains("host-2: can't look")));
     }

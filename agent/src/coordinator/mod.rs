@@ -274,16 +274,14 @@ impl Hands {
             Step::AdvancePlan { plan, to } => {
                 Command::AdvancePlan { plan: *plan, to: *to, at_unix_ms: now_unix_ms() }
             }
-            Step::NameNodes { plan } => {
-                match naming::node_ids(&self.census, &*self.transport, *plan).await {
-                    Ok(ids) => Command::NameNodes { plan: *plan, ids, at_unix_ms: now_unix_ms() },
-                    Err(reason) => {
-                        warn!(reason, "not all servers say their node ids, asked again");
-                        tokio::time::sleep(naming::RETRY_INTERVAL).await;
-                        return;
-                    }
+            Step::NameNodes { plan } => match naming::node_ids(&self.census, &*self.transport, *plan).await {
+                Ok(ids) => Command::NameNodes { plan: *plan, ids, at_unix_ms: now_unix_ms() },
+                Err(reason) => {
+                    warn!(reason, "not all servers say their node ids, asked again");
+                    tokio::time::sleep(naming::RETRY_INTERVAL).await;
+                    return;
                 }
-            }
+            },
             Step::TakeOver { run, known, given_up, shares } => Command::AddShares {
                 run: *run,
                 known: *known,

@@ -41,6 +41,14 @@ pub async fn node_ids(
     let answers = futures_util::future::join_all(asked).await;
     let said: Vec<_> = answers.into_iter().collect::<Result<_, _>>()?;
     let ids: BTreeMap<SocketAddr, NodeId> = said.into_iter().flatten().collect();
+    let mut bearers = BTreeMap::new();
+    for (addr, id) in &ids {
+        if let Some(other) = bearers.insert(id, addr) {
+            return Err(format!(
+                "{other} and {addr} both say that they are {id}: CLUSTER RESET HARD one of them"
+            ));
+        }
+    }
     let id_of = |addr| ids.get(&addr).copied().ok_or_else(|| format!("{addr}: its host does not mention it"));
     plan.instances.iter().map(|instance| id_of(plan.addr_of(instance))).collect()
 }

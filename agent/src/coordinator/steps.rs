@@ -108,9 +108,8 @@ fn next_stage(plan: &ClusterPlan, seen: &BTreeMap<HostId, Seen>) -> Option<PlanS
         // An instance that runs already was released under this plan before.
         PlanStage::Prepare => all(|seen| seen.held + seen.up).then_some(PlanStage::Release),
         PlanStage::Release | PlanStage::Replicate => {
-            let replicate = plan.formation == Formation::Meet
-                && plan.stage == PlanStage::Release
-                && plan.has_replicas();
+            let replicate =
+                plan.formation == Formation::Meet && plan.stage == PlanStage::Release && plan.has_replicas();
             let to = if replicate { PlanStage::Replicate } else { PlanStage::Formed };
             all(|seen| seen.agreed.min(seen.up)).then_some(to)
         }

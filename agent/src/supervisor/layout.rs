@@ -83,7 +83,12 @@ impl Layout {
     }
 
     /// Makes the directory fit for a start under `plan`.
-    pub(super) fn prepare(&self, plan: PlanId, config: &str, nodes_conf: Option<&str>) -> Result<(), LayoutError> {
+    pub(super) fn prepare(
+        &self,
+        plan: PlanId,
+        config: &str,
+        nodes_conf: Option<&str>,
+    ) -> Result<(), LayoutError> {
         self.check_ours(plan)?;
         fs::create_dir_all(&self.dir).map_err(|e| self.error(&self.dir, e))?;
         let marker = plan.to_string();

@@ -25,10 +25,7 @@ impl AdminPool {
     }
 
     /// [`AdminPool::my_id`] of many, [`ASKED_AT_ONCE_MAX`] at a time, in their order.
-    pub async fn my_id_all(
-        &self,
-        addrs: Vec<SocketAddr>,
-    ) -> Vec<(SocketAddr, Result<NodeId, AdminError>)> {
+    pub async fn my_id_all(&self, addrs: Vec<SocketAddr>) -> Vec<(SocketAddr, Result<NodeId, AdminError>)> {
         let asked = addrs.into_iter().map(|addr| async move { (addr, self.my_id(addr).await) });
         stream::iter(asked).buffered(ASKED_AT_ONCE_MAX).collect().await
     }

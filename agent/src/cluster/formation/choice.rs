@@ -22,9 +22,11 @@ pub fn choose(spec: &ClusterSpec, versions: &[(String, ServerVersion)]) -> Resul
     let plain = |formation| Ok(Choice { formation, why: None });
     if spec.servers == Servers::Existing {
         return match spec.formation {
-            Some(Formation::Seeded) => Err("servers that run already can't be seeded, for a nodes.conf is read \
+            Some(Formation::Seeded) => {
+                Err("servers that run already can't be seeded, for a nodes.conf is read \
                                             at the start: ask for --formation meet, or leave it out"
-                .to_owned()),
+                    .to_owned())
+            }
             Some(Formation::Meet) | None => plain(Formation::Meet),
         };
     }

@@ -146,7 +146,9 @@ fn an_instance_meets_its_parent_then_waits_then_is_introduced_to_what_it_lacks()
     assert_eq!(next_move(&plan, 100, &view(&plan, 100, 0..n), false), Move::Done);
     let mut blind = view(&plan, 100, 0..n);
     blind.nodes[7].slots.clear();
-    assert!(matches!(next_move(&plan, 100, &blind, false), Move::Wait(words) if words.contains("1 primaries")));
+    assert!(
+        matches!(next_move(&plan, 100, &blind, false), Move::Wait(words) if words.contains("1 primaries"))
+    );
 }
 
 #[test]

@@ -8,7 +8,6 @@ use super::*;
 use crate::cluster::plan::{PlanInput, plan};
 use crate::cluster::topology::Topology;
 
-
 fn small() -> ClusterPlan {
     let host = |n: u8| PlannedHost {
         id: HostId(u32::from(n)),
