@@ -25,9 +25,9 @@ fn start_existing(mesh: &Mesh, host: usize, port: u16, announce: bool) {
     if announce {
         command.args(["--cluster-announce-ip", &ip]);
     }
-    // Not waited for: whoever looks for it below the directory passes over zombies.
+    command.args(["--daemonize", "yes"]);
     command.current_dir(dir).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    command.spawn().expect("start a redis-server");
+    assert!(command.status().expect("start a redis-server").success());
     await_pong(mesh, host, port.parse().expect("a port"));
 }
 
