@@ -26,9 +26,10 @@ use crate::coordinator::bootstrap::Bootstrap;
 use crate::coordinator::orders::Orders;
 use crate::facts::{self, HostFacts};
 use crate::host::instances::{LocalSettings, Sources};
+use crate::host::joining::Joining;
 use crate::host::shares::{ShareSettings, Shares};
 use crate::host::views::Views;
-use crate::host::{instances, levels, settling, shares, views};
+use crate::host::{instances, joining, levels, settling, shares, views};
 use crate::identity::HostIdentity;
 use crate::level::LevelCell;
 use crate::load::Password;
@@ -192,7 +193,7 @@ async fn build(config: Config) -> Result<Running> {
             udp_buffers,
             supervisor: supervisor.clone(),
         },
-        statuses: supervisor.statuses(),
+        supervisor: supervisor.clone(),
     }));
 
     // The level: in from Raft and peers, out as what this host knows of leadership.
@@ -225,10 +226,14 @@ async fn build(config: Config) -> Result<Running> {
     let watching =
         views::watch_views(host.id(), levels_cell.subscribe(), admin.clone(), viewed, cancel.clone());
     tasks.spawn(named("views", watching));
+    let (joined, progress) = watch::channel(Joining::default());
+    let joins = joining::join(host.id(), levels_cell.subscribe(), admin.clone(), joined, cancel.clone());
+    tasks.spawn(named("joining", joins));
     let sources = Sources {
         levels: levels_cell.clone(),
         statuses: supervisor.statuses(),
         views: seen,
+        joining: progress,
         refused: refusals,
         unsettled: settled,
         shares: shares.clone(),

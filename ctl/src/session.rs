@@ -70,6 +70,19 @@ impl SessionError {
     }
 }
 
+/// A plan that was made, or that was there before.
+#[derive(Debug)]
+pub struct CreatedPlan {
+    /// The plan.
+    pub plan: ClusterPlan,
+    /// Whether it is new.
+    pub fresh: bool,
+    /// Of a new one: what the preflight warns of.
+    pub warnings: Vec<Finding>,
+    /// What should be known of it, in words.
+    pub notes: Vec<String>,
+}
+
 /// A conversation with one agent.
 #[derive(Debug)]
 pub struct Session {
@@ -167,16 +180,17 @@ impl Session {
         }
     }
 
-    /// Begins, continues or confirms a cluster; the flag says whether the plan is new. Of a
-    /// new one there is what the preflight warns of.
+    /// Begins, continues or confirms a cluster.
     pub async fn cluster_create(
         &mut self,
         spec: ClusterSpec,
         force: Vec<Check>,
-    ) -> Result<(ClusterPlan, bool, Vec<Finding>), SessionError> {
+    ) -> Result<CreatedPlan, SessionError> {
         let create = ControlRequest::ClusterCreate(ClusterCreate { spec, force });
         match self.request_of_coordinator(&create).await? {
-            ControlReply::Created { plan, fresh, warnings } => Ok((plan, fresh, warnings)),
+            ControlReply::Created { plan, fresh, warnings, notes } => {
+                Ok(CreatedPlan { plan, fresh, warnings, notes })
+            }
             _ => Err(self.unexpected("ClusterCreate")),
         }
     }

@@ -100,6 +100,8 @@ pub enum ControlReply {
         fresh: bool,
         /// Of a fresh plan: what the preflight warns of, and failures that were overridden.
         warnings: Vec<Finding>,
+        /// What should be known of it, in words: why it is formed as it is.
+        notes: Vec<String>,
     },
     /// See [`ControlRequest::Doctor`].
     Doctor(Box<Report>),

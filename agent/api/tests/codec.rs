@@ -302,7 +302,12 @@ fn replies() -> Vec<ControlReply> {
             stamp: Stamp { term: 1, index: 2, leader: HostId(7) },
             members: vec![member],
         }),
-        ControlReply::Created { plan: plan(), fresh: true, warnings: findings() },
+        ControlReply::Created {
+            plan: plan(),
+            fresh: true,
+            warnings: findings(),
+            notes: vec!["because".to_owned()],
+        },
         ControlReply::Doctor(Box::new(Report {
             spec: plan().spec,
             instances: 1000,

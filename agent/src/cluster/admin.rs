@@ -6,6 +6,8 @@
 //! Every wait is bounded, also against a server that is stopped (SIGSTOP), which accepts
 //! connections and never answers.
 
+mod join;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
@@ -112,7 +114,7 @@ pub struct Target {
     pub host: HostId,
     /// Data address.
     pub addr: SocketAddr,
-    /// Its node id as planned.
+    /// Its node id as planned, [`NodeId::UNKNOWN`] while the plan has none.
     pub node_id: NodeId,
 }
 
@@ -184,13 +186,6 @@ impl AdminPool {
         stream::iter(asked).buffered(ASKED_AT_ONCE_MAX).collect().await
     }
 
-    /// Makes the instance shake hands with another; harmless where they know each other.
-    pub async fn meet(&self, addr: SocketAddr, other: SocketAddr) -> Result<(), AdminError> {
-        let mut command = redis::cmd("CLUSTER");
-        command.arg("MEET").arg(other.ip().to_string()).arg(other.port());
-        self.ask::<()>(addr, "CLUSTER MEET", &command).await
-    }
-
     /// Sets configuration parameters of a running instance, one after another: before
     /// Redis 7 one command takes one.
     pub async fn config_set(
@@ -236,13 +231,14 @@ impl AdminPool {
         let me = topology.myself();
         let problem = match me {
             None => Some(format!("{addr} does not list itself among the cluster's nodes")),
-            Some(me) if me.id != node_id => Some(format!(
+            Some(me) if node_id != NodeId::UNKNOWN && me.id != node_id => Some(format!(
                 "{addr} says that it is node {}, but the plan has {node_id} there: another cluster's server \
                  holds the port",
                 me.id
             )),
             Some(_) => None,
         };
+        let node_id = if node_id == NodeId::UNKNOWN { me.map_or(node_id, |me| me.id) } else { node_id };
         Ok(InstanceView {
             host,
             addr,

@@ -7,11 +7,13 @@
 
 pub mod admin;
 pub mod bus;
+pub mod formation;
 pub mod info;
 pub mod nodes_conf;
 pub mod plan;
 pub mod redis_conf;
 pub mod slots;
+pub mod survey;
 pub mod topology;
 pub mod version;
 
@@ -21,4 +23,4 @@ pub use nodes_conf::{NodesConfError, render_nodes_conf};
 pub use plan::{PlanError, PlanInput, plan};
 pub use redis_conf::{DirectiveError, RedisConf, clients_needed};
 pub use topology::{ClusterInfo, Topology, TopologyError};
-pub use version::{Flavour, ServerVersion, VersionError};
+pub use version::{Flavour, NodesConfFormat, ServerVersion, VersionError};

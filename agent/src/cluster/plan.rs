@@ -48,6 +48,9 @@ pub struct PlanInput {
     /// `cluster-node-timeout` where the spec names none, milliseconds; see
     /// [`super::bus::node_timeout_ms`].
     pub node_timeout_ms: u32,
+    /// How it is to be carried out. A plan for MEET has no node ids: the servers draw
+    /// their own.
+    pub formation: Formation,
 }
 
 /// Why no plan can be made of a request. The texts are for the person who asked.
@@ -192,7 +195,10 @@ pub fn plan(input: PlanInput, rng: &mut impl Rng) -> Result<ClusterPlan, PlanErr
             placed[place] = Some(PlannedInstance {
                 host: u16::try_from(host).expect("at most INSTANCES_MAX hosts"),
                 port: input.hosts[host].base_port + nth,
-                node_id: fresh_id(rng),
+                node_id: match input.formation {
+                    Formation::Seeded => fresh_id(rng),
+                    Formation::Meet => NodeId::UNKNOWN,
+                },
                 shard_id,
                 role,
             });
@@ -206,7 +212,7 @@ pub fn plan(input: PlanInput, rng: &mut impl Rng) -> Result<ClusterPlan, PlanErr
         hosts: input.hosts,
         instances: placed.into_iter().flatten().collect(),
         created_unix_ms: input.created_unix_ms,
-        formation: Formation::Seeded,
+        formation: input.formation,
         reached: Vec::new(),
         convergence: None,
     })

@@ -10,7 +10,7 @@ use redmesh_api::run::{Job, Run, RunSpec, RunStage, RunUntil, Share};
 use uuid::Uuid;
 
 use super::joining::{self, Refused};
-use super::{Control, doctor, refused, runs, verify};
+use super::{Control, doctor, refused, runs, surveying, verify};
 use crate::clock::now_unix_ms;
 use crate::cluster::{self, PlanInput};
 use crate::consensus::{Applied, Command, ProposeError};
@@ -52,7 +52,8 @@ impl Control {
         }
         if let Some(plan) = &level.plan {
             return if plan.spec == spec {
-                ControlReply::Created { plan: plan.clone(), fresh: false, warnings: Vec::new() }
+                let (warnings, notes) = (Vec::new(), Vec::new());
+                ControlReply::Created { plan: plan.clone(), fresh: false, warnings, notes }
             } else {
                 refused(
                     RefusalKind::Conflict,
@@ -98,14 +99,20 @@ impl Control {
         let mut hosts = hosts;
         hosts.sort_by_cached_key(|host| super::natural(&host.name));
         let report = self.examine(level, &spec).await;
-        let node_timeout_ms = report.node_timeout_ms;
+        let suited_ms = report.node_timeout_ms;
         let warnings = match doctor::pass(report, &force) {
             Ok(warnings) => warnings,
             Err(reason) => return refused(RefusalKind::Preflight, reason),
         };
+        let surveyed = match surveying::survey(&self.census, &*self.transport, &spec, &hosts).await {
+            Ok(surveyed) => surveyed,
+            Err((kind, reason)) => return refused(kind, reason),
+        };
+        let node_timeout_ms = spec.node_timeout_ms.or(surveyed.node_timeout_ms);
         let input = PlanInput {
             id: PlanId(Uuid::new_v4()),
-            node_timeout_ms,
+            node_timeout_ms: node_timeout_ms.unwrap_or(suited_ms),
+            formation: surveyed.formation,
             spec,
             hosts,
             created_unix_ms: now_unix_ms(),
@@ -116,7 +123,7 @@ impl Control {
         };
         match self.orders.commit(Command::CreatePlan(Box::new(planned.clone()))).await {
             Ok(Applied::Done | Applied::Unchanged) => {
-                ControlReply::Created { plan: planned, fresh: true, warnings }
+                ControlReply::Created { plan: planned, fresh: true, warnings, notes: surveyed.notes }
             }
             Ok(Applied::Rejected(reason)) => refused(RefusalKind::Conflict, reason),
             Err(error) => uncertain(&error),

@@ -10,6 +10,7 @@ pub mod doctor;
 pub mod joining;
 pub mod runs;
 pub mod serve;
+pub mod surveying;
 pub mod verify;
 
 use std::sync::Arc;

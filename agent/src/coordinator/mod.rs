@@ -12,6 +12,7 @@
 
 pub mod account;
 pub mod bootstrap;
+pub mod naming;
 pub mod orders;
 pub mod settle;
 pub mod shares;
@@ -62,6 +63,8 @@ enum Errand {
     Form(PlanId),
     /// Settling a run and committing its account.
     Close(RunId),
+    /// Asking all servers for their node ids and committing these.
+    NameNodes(PlanId),
     /// A change of voters.
     Voters,
 }
@@ -188,6 +191,7 @@ impl Coordinator {
             let errand = match step {
                 Step::CloseRun { run, .. } => Errand::Close(run),
                 Step::AdvancePlan { plan, to: PlanStage::Formed } => Errand::Form(plan),
+                Step::NameNodes { plan } => Errand::NameNodes(plan),
                 Step::Found | Step::AdvancePlan { .. } | Step::TakeOver { .. } => {
                     self.hands.take(step).await;
                     continue;
@@ -306,6 +310,14 @@ impl Hands {
                 };
                 Command::AdvancePlan { plan: *plan, to: *to, at_unix_ms, convergence }
             }
+            Step::NameNodes { plan } => match naming::node_ids(&self.census, &*self.transport, *plan).await {
+                Ok(ids) => Command::NameNodes { plan: *plan, ids, at_unix_ms: now_unix_ms() },
+                Err(reason) => {
+                    warn!(reason, "not all servers say their node ids, asked again");
+                    tokio::time::sleep(naming::RETRY_INTERVAL).await;
+                    return;
+                }
+            },
             Step::TakeOver { run, known, given_up, shares } => Command::AddShares {
                 run: *run,
                 known: *known,

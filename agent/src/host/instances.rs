@@ -7,11 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redmesh_api::ids::HostId;
-use redmesh_api::level::{ClusterPlan, Formation, Level, PlanStage, PlannedInstance};
+use redmesh_api::ids::NodeId;
+use redmesh_api::level::{ClusterPlan, Formation, Level, PlanStage, PlannedInstance, Servers};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use super::joining::Joining;
 use super::shares::Shares;
 use super::views::Views;
 use crate::cluster::{
@@ -59,6 +61,15 @@ pub enum WantedError {
     /// The plan can't be written as `nodes.conf`.
     #[error("can't render nodes.conf")]
     Nodes(#[source] NodesConfError),
+    /// Nobody knows how the server reads `nodes.conf`.
+    #[error(
+        "the format of nodes.conf of {version} is not known, so it can't be seeded: set redis.server to Redis 6.2 \
+         to 8.0 or Valkey 7.2 to 8.1"
+    )]
+    Format {
+        /// The server's version.
+        version: ServerVersion,
+    },
     /// The work on the files was cut short.
     #[error("the files of the plan's instances could not be made")]
     Render(#[source] tokio::task::JoinError),
@@ -82,9 +93,10 @@ pub fn wanted(
     version: ServerVersion,
     local: &LocalSettings,
 ) -> Result<WantedLevel, WantedError> {
-    let run = match plan.stage {
-        PlanStage::Prepare => Run::Held,
-        PlanStage::Release | PlanStage::Replicate | PlanStage::Formed => Run::Running,
+    // What is to be joined by MEET has to answer from the beginning.
+    let run = match (plan.formation, plan.stage) {
+        (Formation::Seeded, PlanStage::Prepare) => Run::Held,
+        _ => Run::Running,
     };
     let mut instances = Vec::new();
     let clients_needed = clients_needed(plan.instances.len());
@@ -93,7 +105,7 @@ pub fn wanted(
         instances.push(WantedInstance {
             addr: plan.addr_of(instance),
             config: conf.render().map_err(WantedError::Config)?,
-            nodes_conf: render_nodes_conf(plan, instance.node_id, version).map_err(WantedError::Nodes)?,
+            nodes_conf: nodes_conf(plan, instance, version)?,
             run,
             clients_needed,
             restart_pause: restart_pause(plan, instance),
@@ -117,6 +129,23 @@ pub fn conf(plan: &ClusterPlan, instance: &PlannedInstance, local: &LocalSetting
     }
 }
 
+/// The file with which an instance starts if it has none. By MEET, that is its first start,
+/// when there is no id to be written yet; or it has lost the file, and comes back as who it
+/// was, where the format is known.
+fn nodes_conf(
+    plan: &ClusterPlan,
+    instance: &PlannedInstance,
+    version: ServerVersion,
+) -> Result<Option<String>, WantedError> {
+    let render = |format| render_nodes_conf(plan, instance.node_id, format).map_err(WantedError::Nodes);
+    match (plan.formation, version.nodes_conf_format()) {
+        (Formation::Seeded, None) => Err(WantedError::Format { version }),
+        (Formation::Meet, None) => Ok(None),
+        (Formation::Meet, Some(_)) if instance.node_id == NodeId::UNKNOWN => Ok(None),
+        (_, Some(format)) => render(format).map(Some),
+    }
+}
+
 /// How long an instance stays away after it has ended, at least.
 ///
 /// A primary without persistence comes back empty. Within the node timeout nobody has
@@ -135,8 +164,15 @@ fn restart_pause(plan: &ClusterPlan, instance: &PlannedInstance) -> Duration {
     }
 }
 
-/// Figures for the mesh out of the supervisor's statuses and the instances' views.
-pub fn observe(level: &Level, host: HostId, statuses: &[InstanceStatus], views: &Views) -> Observed {
+/// Figures for the mesh out of the supervisor's statuses, the instances' views and how far
+/// they have joined.
+pub fn observe(
+    level: &Level,
+    host: HostId,
+    statuses: &[InstanceStatus],
+    views: &Views,
+    joining: &Joining,
+) -> Observed {
     let mut observed = Observed::default();
     let Some(plan) = &level.plan else { return observed };
     observed.plan = Some((plan.id, plan.stage));
@@ -144,13 +180,26 @@ pub fn observe(level: &Level, host: HostId, statuses: &[InstanceStatus], views: 
         let addr = plan.addr_of(instance);
         observed.planned += 1;
         let status = statuses.iter().find(|status| status.addr == addr);
-        match status.map(|status| status.phase) {
-            Some(Phase::Held) => observed.held += 1,
-            Some(Phase::Running) => observed.up += 1,
-            _ => {}
+        let runs = match plan.spec.servers {
+            Servers::Supervised => status.is_some_and(|status| status.phase == Phase::Running),
+            Servers::Existing => views.answers(addr),
+        };
+        let by_meet = plan.formation == Formation::Meet && plan.stage != PlanStage::Formed;
+        let joins = if by_meet { joining.waits_for(plan, addr) } else { None };
+        if status.is_some_and(|status| status.phase == Phase::Held) {
+            observed.held += 1;
+        } else if runs && (plan.stage != PlanStage::Prepare || joins.is_none()) {
+            observed.up += 1;
         }
         if let Some(problem) = status.and_then(|status| status.problem.as_deref()) {
             observed.add_problem(format!("{addr}: {problem}"));
+        }
+        if let Some(words) = joins {
+            // What has not begun to run is the supervisor's affair.
+            if runs || plan.spec.servers == Servers::Existing {
+                observed.add_problem(format!("{addr}: {words}"));
+            }
+            continue;
         }
         match views.disagreement(addr) {
             None => observed.agreed += 1,
@@ -179,6 +228,8 @@ pub async fn reconcile(
     loop {
         let level = levels.borrow_and_update().clone();
         let words = match &level.plan {
+            // Servers that are somebody else's are neither started nor stopped.
+            Some(plan) if plan.spec.servers == Servers::Existing => None,
             // A level that only brings other runs: a plan of a thousand instances is
             // megabytes of files, and nothing about them has changed.
             Some(plan) if done != Some((plan.id, plan.stage)) => match put(plan, &supervisor, &local).await {
@@ -223,6 +274,8 @@ pub struct Sources {
     pub statuses: watch::Receiver<Arc<Vec<InstanceStatus>>>,
     /// The instances' views.
     pub views: watch::Receiver<Arc<Views>>,
+    /// How far they have joined.
+    pub joining: watch::Receiver<Joining>,
     /// Why the plan can't be carried out at all.
     pub refused: watch::Receiver<Option<String>>,
     /// Why an instance still has the settings of a cluster that is being formed.
@@ -238,7 +291,8 @@ pub async fn publish(host: HostId, mut sources: Sources, mesh: Mesh, cancel: Can
         let level = levels.borrow_and_update().clone();
         let statuses = sources.statuses.borrow_and_update().clone();
         let views = sources.views.borrow_and_update().clone();
-        let mut observed = observe(&level, host, &statuses, &views);
+        let joining = sources.joining.borrow_and_update().clone();
+        let mut observed = observe(&level, host, &statuses, &views, &joining);
         let refused = sources.refused.borrow_and_update().clone();
         observed.level_lost = sources.levels.problem().map(facts::cut);
         let unsettled = sources.unsettled.borrow_and_update().clone();
@@ -257,6 +311,7 @@ pub async fn publish(host: HostId, mut sources: Sources, mesh: Mesh, cancel: Can
             _ = levels.changed() => {}
             _ = sources.statuses.changed() => {}
             _ = sources.views.changed() => {}
+            _ = sources.joining.changed() => {}
             _ = sources.refused.changed() => {}
             _ = sources.unsettled.changed() => {}
             () = tokio::time::sleep(PUBLISH_INTERVAL) => {}
@@ -301,6 +356,7 @@ mod tests {
                 hosts: (1..=3).map(host).collect(),
                 created_unix_ms: 1,
                 node_timeout_ms: 5000,
+                formation: Formation::Seeded,
             };
             let plan = plan(input, &mut StdRng::seed_from_u64(1)).expect("a plan");
             ClusterPlan { stage, ..plan }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use redmesh_api::ids::HostId;
-use redmesh_api::level::{Level, PlanStage, SLOTS};
+use redmesh_api::level::{Formation, Level, PlanStage, SLOTS};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -57,6 +57,11 @@ impl Views {
         self.answers.keys().copied().filter(|&addr| self.disagreement(addr).is_none())
     }
 
+    /// Whether `addr` answered when it was last asked.
+    pub fn answers(&self, addr: SocketAddr) -> bool {
+        matches!(self.answers.get(&addr), Some(Ok(_)))
+    }
+
     fn all_agree(&self) -> bool {
         self.answers.keys().all(|&addr| self.disagreement(addr).is_none())
     }
@@ -77,7 +82,8 @@ pub async fn watch_views(
             agreeing.on_plan(plan, Instant::now());
         }
         let pause = match &level.plan {
-            Some(plan) if plan.stage > PlanStage::Prepare => {
+            // Servers that are joined by MEET run from the beginning.
+            Some(plan) if plan.stage > PlanStage::Prepare || plan.formation == Formation::Meet => {
                 let own = plan.instances_of(host).map(|i| plan.addr_of(i)).collect();
                 let answers = tokio::select! {
                     answers = admin.cluster_info_all(own) => answers,

@@ -97,9 +97,9 @@ pub struct WantedInstance {
     pub addr: SocketAddr,
     /// `redis.conf`, complete; written before each start.
     pub config: String,
-    /// `nodes.conf`, written only before the first start under a plan: from then on
-    /// the file is the server's.
-    pub nodes_conf: String,
+    /// `nodes.conf`, written only where there is none: from then on the file is the
+    /// server's. `None` leaves it to the server altogether.
+    pub nodes_conf: Option<String>,
     /// Held or running.
     pub run: Run,
     /// `maxclients` that it must have.

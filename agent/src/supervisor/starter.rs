@@ -92,7 +92,7 @@ impl Starter {
         sockets::check_free(wanted.addr, "data port").map_err(|problem| problem.to_string())?;
         let bus = bus_addr(wanted.addr).ok_or_else(|| format!("{} has no bus port", wanted.addr))?;
         sockets::check_free(bus, "bus port").map_err(|problem| problem.to_string())?;
-        let files = layout.prepare(plan, &wanted.config, &wanted.nodes_conf);
+        let files = layout.prepare(plan, &wanted.config, wanted.nodes_conf.as_deref());
         files.map_err(|error| error.to_string())?;
         Ok(Started::Prepared { log_from: layout.log_len() })
     }

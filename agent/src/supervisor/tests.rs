@@ -85,7 +85,7 @@ impl Bench {
         WantedInstance {
             addr: self.addr(nth),
             config,
-            nodes_conf,
+            nodes_conf: Some(nodes_conf),
             run,
             clients_needed: 500,
             restart_pause: Duration::ZERO,

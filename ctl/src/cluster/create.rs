@@ -14,7 +14,7 @@ use crate::doctor;
 use crate::exit::Exit;
 use crate::output::Output;
 use crate::progress::Progress;
-use crate::session::{Patience, Session, SessionError};
+use crate::session::{CreatedPlan, Patience, Session, SessionError};
 use crate::units::seconds;
 
 /// Pause between two looks at the formation.
@@ -66,6 +66,8 @@ pub struct Created {
     pub phases: Vec<Phase>,
     /// What every instance said at the end; `None` if not waited for.
     pub check: Option<ClusterCheck>,
+    /// What should be known of it: why it is formed as it is.
+    pub notes: Vec<String>,
     /// Whom it waited for when the deadline passed.
     pub awaited: Vec<String>,
     /// The plan.
@@ -94,12 +96,14 @@ pub async fn create(
     output: &Output,
 ) -> anyhow::Result<Created> {
     let began = Instant::now();
-    let (plan, fresh, warnings) = session.cluster_create(options.spec, options.force).await?;
+    let CreatedPlan { plan, fresh, warnings, notes } =
+        session.cluster_create(options.spec, options.force).await?;
     let request = Phase { name: "request", seconds: began.elapsed().as_secs_f64() };
     for warning in &warnings {
         output.text(&doctor::explain(warning, &doctor::named(&warning.hosts)))?;
     }
     output.text(&render_plan(&plan, fresh))?;
+    notes.iter().try_for_each(|note| output.text(&format!("note: {note}\n")))?;
     let mut created = Created {
         nodes: plan.instances.len(),
         primaries: plan.primaries(),
@@ -110,6 +114,7 @@ pub async fn create(
         seconds: 0.0,
         phases: Vec::new(),
         check: None,
+        notes,
         awaited: Vec::new(),
         plan,
     };
@@ -217,6 +222,9 @@ impl Forming {
             let (held, up) = (sum(|h| h.held), sum(|h| h.up));
             let released = planned.saturating_sub(held);
             text = format!("{released}/{planned} servers released, {up} up, {agreed} agreed");
+        }
+        if stage == Some(PlanStage::Replicate) {
+            text.push_str(" about replicas");
         }
         let behind: Vec<&HostProgress> = hosts.iter().filter(|host| !is_through(host, stage)).collect();
         if let [first, rest @ ..] = behind.as_slice()

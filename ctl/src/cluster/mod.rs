@@ -12,8 +12,8 @@ pub use create::{CreateOptions, create};
 
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
-use redmesh_api::level::ClusterSpec;
+use clap::{Args, Subcommand, ValueEnum};
+use redmesh_api::level::{ClusterSpec, Formation, Servers};
 use redmesh_api::limits::INSTANCES_PER_HOST_MAX;
 use redmesh_api::preflight::Check;
 
@@ -34,6 +34,8 @@ Examples:
   redmeshctl cluster create --instances-per-host 100
   redmeshctl cluster create --instances-per-host 6 --replicas 1 --deadline 5m
   redmeshctl cluster create --instances-per-host 100 --force memory --force disk
+  redmeshctl cluster create --instances-per-host 6 --existing
+  redmeshctl cluster create --instances-per-host 6 --formation meet
 
 The hosts are examined first (`redmeshctl doctor` shows all of it): what can't work is
 refused, what is only slow is said.")]
@@ -59,6 +61,14 @@ pub struct CreateArgs {
     /// cluster-node-timeout in milliseconds [default: what suits the size and the machines]
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u32).range(100..=600_000))]
     node_timeout: Option<u32>,
+    /// Join servers that run already, empty and in cluster mode, at each host's redis.ip
+    /// from redis.base_port on; they stay their owner's to start and stop
+    #[arg(long)]
+    existing: bool,
+    /// How the servers become a cluster: started with complete files, or introduced to each
+    /// other while they run [default: seeded where the servers allow it]
+    #[arg(long, value_name = "WAY")]
+    formation: Option<Way>,
     /// How long to wait for it, in seconds or with a unit
     #[arg(long, value_name = "TIME", default_value = "3m", value_parser = units::parse_duration)]
     deadline: Duration,
@@ -70,6 +80,24 @@ pub struct CreateArgs {
     no_wait: bool,
 }
 
+/// `--formation`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Way {
+    /// With a complete nodes.conf from the first start
+    Seeded,
+    /// By CLUSTER MEET
+    Meet,
+}
+
+impl From<Way> for Formation {
+    fn from(way: Way) -> Self {
+        match way {
+            Way::Seeded => Self::Seeded,
+            Way::Meet => Self::Meet,
+        }
+    }
+}
+
 impl CreateArgs {
     fn into_options(self) -> CreateOptions {
         CreateOptions {
@@ -77,6 +105,8 @@ impl CreateArgs {
                 instances_per_host: self.instances_per_host,
                 replicas: self.replicas,
                 node_timeout_ms: self.node_timeout,
+                servers: if self.existing { Servers::Existing } else { Servers::Supervised },
+                formation: self.formation.map(Formation::from),
                 ..ClusterSpec::default()
             },
             force: self.force,

@@ -10,7 +10,7 @@ use redmesh_api::preflight::{Check, Severity};
 
 use super::limits::THREADS_PER_SERVER;
 use super::{Case, Findings, MachineSeen, Verdict, version_of};
-use crate::cluster::bus;
+use crate::cluster::{NodesConfFormat, ServerVersion, bus};
 use crate::preflight::words::{bits, bytes, count};
 use crate::supervisor::FDS_RESERVED;
 
@@ -46,8 +46,9 @@ fn memory_of(servers: usize, n: usize, peer_bytes: u64) -> u64 {
 }
 
 pub(super) fn memory(case: &Case<'_>, machine: &MachineSeen<'_>) -> Verdict {
-    let old =
-        machine.readings().any(|read| version_of(read).is_none_or(|version| !version.writes_shard_ids()));
+    // Those that write plain files are those that keep more for each peer.
+    let is_old = |version: ServerVersion| version.nodes_conf_format() == Some(NodesConfFormat::Plain);
+    let old = machine.readings().any(|read| version_of(read).is_none_or(is_old));
     let peer_bytes = if old { PEER_BYTES_OLD } else { PEER_BYTES };
     let need = memory_of(machine.missing, case.instances, peer_bytes);
     let figure = format!("{} for {} servers", bytes(need), count(machine.missing as u64));
