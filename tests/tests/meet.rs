@@ -83,6 +83,13 @@ fn servers_that_run_already_are_refused_with_reasons_then_joined_and_left_to_the
     assert_eq!(mesh.servers(), before, "none was started or ended");
     mesh.ok_at(0, &["run", "start", "--workers", "10", "--writes", "2000"]);
 
+    // One that has never been in sync could not take over.
+    until("every replica to be in sync", SOON, || {
+        let info = |(host, port)| mesh.redis_cli(host, port, &["INFO", "replication"]);
+        let synced = |info: String| info.contains("role:master") || info.contains("master_link_status:up");
+        ports().map(info).all(synced).then_some(())
+    });
+
     // Its owner ends it: nobody starts it again, and that is said until he does.
     let victim = mesh.servers().into_iter().find(|server| server.dir.ends_with("1-6380")).expect("it runs");
     send(&victim, Signal::KILL);
