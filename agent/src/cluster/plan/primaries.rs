@@ -9,7 +9,7 @@
 //! (places - left over)/c shards, so neither the upper nor the lower bounds can be
 //! in the way (Hall's condition), and then a flow that keeps both exists (Hoffman).
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
 use super::placement::Ground;
 
@@ -19,15 +19,25 @@ pub fn choose(shards: &mut [Vec<usize>], ground: &Ground) {
     let floor: Vec<usize> = ground.sizes.iter().map(|size| count * size / total).collect();
     let ceil: Vec<usize> = ground.sizes.iter().map(|size| (count * size).div_ceil(total)).collect();
 
+    // Where two hosts share shards, first the one leads and then the other: what a lost
+    // host leaves then goes to all that it shares shards with.
     let mut loads = vec![0; ground.sizes.len()];
+    let mut led: HashMap<(usize, usize), i64> = HashMap::new();
     for shard in shards.iter_mut() {
-        let fuller = |&a: &usize, &b: &usize| {
-            let (a, b) = (ground.host_of[shard[a]], ground.host_of[shard[b]]);
-            ((loads[a] + 1) * ground.sizes[b]).cmp(&((loads[b] + 1) * ground.sizes[a]))
+        let hosts: Vec<usize> = shard.iter().map(|&place| ground.host_of[place]).collect();
+        let led_by = |leader, other| led.get(&(leader, other)).copied().unwrap_or(0);
+        let ahead = |host: usize| {
+            hosts.iter().map(|&other| led_by(host, other) - led_by(other, host)).sum::<i64>()
         };
-        let emptiest = (0..shard.len()).min_by(fuller).unwrap_or(0);
-        shard.swap(0, emptiest);
-        loads[ground.host_of[shard[0]]] += 1;
+        let fuller = |&a: &usize, &b: &usize| {
+            let (a, b) = (hosts[a], hosts[b]);
+            let load = ((loads[a] + 1) * ground.sizes[b]).cmp(&((loads[b] + 1) * ground.sizes[a]));
+            ahead(a).cmp(&ahead(b)).then(load)
+        };
+        let leader = (0..hosts.len()).min_by(fuller).unwrap_or(0);
+        shard.swap(0, leader);
+        loads[hosts[leader]] += 1;
+        hosts.iter().for_each(|&other| *led.entry((hosts[leader], other)).or_default() += 1);
     }
     // Each chain takes one primary from a host that has too many, then brings one to a
     // host that has too few: at most one per primary.
