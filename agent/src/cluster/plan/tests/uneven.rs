@@ -21,7 +21,10 @@ fn possible(sizes: &[usize], shards: usize, copies: usize, all: bool) -> bool {
     let mut start = vec![0; copies + 1];
     start[0] = shards;
     let mut states = BTreeSet::from([start]);
-    for &size in sizes {
+    // The largest first: it rules out most.
+    let mut sizes = sizes.to_vec();
+    sizes.sort_unstable_by(|a, b| b.cmp(a));
+    for size in sizes {
         if all && size > shards {
             return false;
         }
