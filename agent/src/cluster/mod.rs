@@ -20,7 +20,7 @@ pub mod version;
 pub use admin::{AdminError, AdminOptions, AdminPool, Target};
 pub use info::InfoMap;
 pub use nodes_conf::{NodesConfError, render_nodes_conf};
-pub use plan::{PlanError, PlanInput, plan};
+pub use plan::{PlanError, PlanInput, instances, plan};
 pub use redis_conf::{DirectiveError, RedisConf, clients_needed};
 pub use topology::{ClusterInfo, Topology, TopologyError};
 pub use version::{Flavour, NodesConfFormat, ServerVersion, VersionError};

@@ -10,7 +10,7 @@ use redmesh_api::run::{Job, Run, RunSpec, RunStage, RunUntil, Share};
 use uuid::Uuid;
 
 use super::joining::{self, Refused};
-use super::{Control, doctor, refused, runs, surveying, verify};
+use super::{Control, apart, doctor, refused, runs, surveying, verify};
 use crate::clock::now_unix_ms;
 use crate::cluster::{self, PlanInput};
 use crate::consensus::{Applied, Command, ProposeError};
@@ -58,10 +58,11 @@ impl Control {
                 refused(
                     RefusalKind::Conflict,
                     format!(
-                        "a cluster of {} instances ({} per host, {} replicas) is there already; a create \
+                        "a cluster of {} instances ({} per host{}, {} replicas) is there already; a create \
                          with the same values continues or confirms it, other values would destroy it",
                         plan.instances.len(),
                         plan.spec.instances_per_host,
+                        apart::in_words(&plan.spec),
                         plan.spec.replicas
                     ),
                 )
@@ -97,6 +98,9 @@ impl Control {
             );
         }
         let mut hosts = hosts;
+        if let Some((kind, reason)) = apart::unknown(&spec, &known) {
+            return refused(kind, reason);
+        }
         hosts.sort_by_cached_key(|host| super::natural(&host.name));
         let report = self.examine(level, &spec).await;
         let suited_ms = report.node_timeout_ms;

@@ -4,6 +4,7 @@
 //! other agents; changes are passed on to the coordinator and made there. Nothing here
 //! decides what the mesh does next: that is the coordinator's.
 
+pub mod apart;
 pub mod change;
 pub mod check;
 pub mod doctor;

@@ -298,6 +298,7 @@ fn render_plan(plan: &ClusterPlan, fresh: bool) -> String {
         }
     });
     push_bounded(&mut text, lines.collect(), "replicas");
+    push_bounded(&mut text, sums_by_host(plan), "hosts");
     text.push_str(&format!(
         "{nodes} nodes on {} hosts: {} primaries, {} replicas; cluster-node-timeout {} ms\n",
         plan.hosts.len(),
@@ -306,6 +307,23 @@ fn render_plan(plan: &ClusterPlan, fresh: bool) -> String {
         plan.node_timeout_ms,
     ));
     text
+}
+
+/// What each host bears, a line each, where that differs; nothing where all are alike.
+fn sums_by_host(plan: &ClusterPlan) -> Vec<String> {
+    let mut sums = vec![(0, 0); plan.hosts.len()];
+    for instance in &plan.instances {
+        let (instances, primaries) = &mut sums[usize::from(instance.host)];
+        *instances += 1;
+        *primaries += usize::from(matches!(instance.role, PlannedRole::Primary { .. }));
+    }
+    if sums.windows(2).all(|pair| pair[0].0 == pair[1].0) {
+        return Vec::new();
+    }
+    let lines = plan.hosts.iter().zip(sums).map(|(host, (instances, primaries))| {
+        format!("{}: {instances} nodes, {primaries} primaries, {} replicas", host.name, instances - primaries)
+    });
+    lines.collect()
 }
 
 fn push_bounded(text: &mut String, lines: Vec<String>, what: &str) {

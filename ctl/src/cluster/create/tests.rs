@@ -85,6 +85,17 @@ fn a_large_plan_is_summed_up() {
 }
 
 #[test]
+fn uneven_hosts_are_summed_up() {
+    let mut plan = plan(4, 1);
+    assert!(!render_plan(&plan, true).contains("host-1"), "equal hosts need no sums");
+    plan.instances.retain(|instance| instance.host != 1 || instance.port == 6379);
+    let text = render_plan(&plan, true);
+    for line in ["host-1: 2 nodes, 1 primaries, 1 replicas", "host-2: 1 nodes, 1 primaries, 0 replicas"] {
+        assert!(text.lines().any(|l| l == line), "{line} in {text}");
+    }
+}
+
+#[test]
 fn a_known_plan_is_only_confirmed() {
     let mut plan = plan(3, 0);
     assert_eq!(render_plan(&plan, false), "The same cluster of 3 nodes is being formed: continuing.\n");
