@@ -116,6 +116,9 @@ mod tests {
                      id3 127.0.0.3:6379@16379 slave id1 0 1 1 connected\n";
         let slots = first_slots(nodes);
         let of = |addr: &str| slots.get(&addr.parse().unwrap()).copied();
-        assert_eq!((of("127.0.0.1:6379"), of("127.0.0.2:6380"), of("127.0.0.3:6379")), (Some(0), Some(82), None));
+        assert_eq!(
+            (of("127.0.0.1:6379"), of("127.0.0.2:6380"), of("127.0.0.3:6379")),
+            (Some(0), Some(82), None)
+        );
     }
 }

@@ -23,8 +23,9 @@ pub fn run(options: &Options, children: &Children, out: &mut impl Write) -> anyh
         Some(dir) => dir.clone(),
         None => std::env::current_exe()?.parent().context("this program has no directory")?.to_owned(),
     };
-    // It is started in other directories than this one.
-    let server = find_server(options.server.as_deref())?.canonicalize()?;
+    // It is started in other directories than this one. Not resolved to the end: by its
+    // name the binary knows which of its tools it is.
+    let server = std::path::absolute(find_server(options.server.as_deref())?)?;
     let setting = |instances: u16| Setting {
         hosts: options.hosts,
         per_host: instances / options.hosts,

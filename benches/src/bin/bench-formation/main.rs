@@ -50,7 +50,7 @@ struct Options {
     #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(10..=3600))]
     deadline: u32,
     /// A formation is ended when the machine has less memory available, MiB
-    #[arg(long, default_value_t = 1500)]
+    #[arg(long, default_value_t = 3000)]
     memory_floor: u64,
     /// Directory with redmeshctl and redmesh-agent [default: this program's]
     #[arg(long)]
@@ -63,6 +63,9 @@ struct Options {
     json: bool,
 }
 
+/// What the kernel kills first.
+const OOM_SCORE_FIRST: &str = "1000";
+
 fn main() -> anyhow::Result<ExitCode> {
     let options = Options::parse();
     for size in options.instances.iter().chain(&options.largest) {
@@ -72,6 +75,9 @@ fn main() -> anyhow::Result<ExitCode> {
             options.hosts
         );
     }
+    // If the memory runs out all the same, this program and its servers are to end before
+    // anything else on the machine. Where it can't be set the floor has to do.
+    let _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE_FIRST);
     let children = Children::default();
     let stop = children.clone();
     let whole = until_interrupted(stop, move || {

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, bail};
 use redmesh_agent::cluster::{RedisConf, clients_needed, node_timeout_ms};
+use redmesh_agent::config::MALLOC_CONF_DEFAULT;
 use redmesh_benches::ask::ask;
 use redmesh_benches::children::Children;
 
@@ -66,6 +67,8 @@ impl Servers {
         command.arg("redis.conf").current_dir(dir).stdin(Stdio::null()).stdout(Stdio::null());
         // A group of its own: Ctrl-C reaches this program alone.
         command.stderr(File::create(dir.join("redis.err"))?).process_group(0);
+        // As redmesh's agents do by default.
+        command.env("MALLOC_CONF", MALLOC_CONF_DEFAULT);
         command.spawn().with_context(|| format!("can't start {}", self.server.display()))
     }
 

@@ -43,7 +43,8 @@ pub fn form(setting: &Setting, limits: &Limits, children: &Children) -> anyhow::
     let mesh = Mesh { ctl: setting.bin.join("redmeshctl"), dir: setting.dir("redmesh") };
     let mut demo = Command::new(&mesh.ctl);
     // The run is the least that a demo does; it begins when the cluster is formed.
-    demo.args(["demo", "--keep", "--writes", "1000", "--workers", "10", "-o", "json", "--dir"]).arg(&mesh.dir);
+    demo.args(["demo", "--keep", "--writes", "1000", "--workers", "10", "-o", "json", "--dir"])
+        .arg(&mesh.dir);
     for (option, value) in [
         ("--hosts", setting.hosts.to_string()),
         ("--per-host", setting.per_host.to_string()),
@@ -83,7 +84,11 @@ pub fn form(setting: &Setting, limits: &Limits, children: &Children) -> anyhow::
 }
 
 /// When the plan was committed, and when all servers listened and were let go.
-fn plan_times(setting: &Setting, mesh: &Mesh, children: &Children) -> anyhow::Result<(SystemTime, SystemTime)> {
+fn plan_times(
+    setting: &Setting,
+    mesh: &Mesh,
+    children: &Children,
+) -> anyhow::Result<(SystemTime, SystemTime)> {
     let mut info = Command::new(&mesh.ctl);
     info.arg("--agent").arg(format!("{}:{MESH_PORT}", setting.first_ip));
     info.arg("--identity").arg(mesh.dir.join("pki/operator")).args(["cluster", "info", "-o", "json"]);

@@ -144,7 +144,10 @@ fn curves(text: &mut String, rows: &[Row], peer: Peer) {
         mine.flat_map(|row| row.formed().map(move |formed| (row.instances as f64, of(formed)))).collect()
     };
     if let Some((a, b)) = fit_power(&points(|f| f.phases.form_s)) {
-        let _ = writeln!(text, "{peer}: seconds until formed = {a:.3e} · N^{b:.2} (least squares of the logarithms)");
+        let _ = writeln!(
+            text,
+            "{peer}: seconds until formed = {a:.3e} · N^{b:.2} (least squares of the logarithms)"
+        );
     }
     if let Some((a, b)) = fit_square(&points(|f| f.peak_bytes as f64 / 1024.0)) {
         let _ = writeln!(text, "{peer}: peak memory = {a:.0} KiB · N + {b:.1} KiB · N² (least squares)");

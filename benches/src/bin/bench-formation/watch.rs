@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_millis(300);
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// Between two looks at the memory.
-const MEMORY_EVERY: Duration = Duration::from_millis(100);
+const MEMORY_EVERY: Duration = Duration::from_millis(50);
 
 /// How long a server may take to say a figure when nothing is being formed.
 const FIGURE_PATIENCE: Duration = Duration::from_secs(20);
@@ -45,7 +45,12 @@ impl Limits {
     /// None reached yet.
     pub fn new(children: &Children, deadline: Duration, memory: &MemoryWatch) -> Self {
         let low_memory = Arc::clone(&memory.low);
-        Self { children: children.clone(), until: Instant::now() + deadline, low_memory, given_up: Arc::default() }
+        Self {
+            children: children.clone(),
+            until: Instant::now() + deadline,
+            low_memory,
+            given_up: Arc::default(),
+        }
     }
 
     /// Errs once one of them is reached.
@@ -175,5 +180,8 @@ impl Drop for MemoryWatch {
 }
 
 fn available() -> anyhow::Result<u64> {
-    Meminfo::current().context("/proc/meminfo")?.mem_available.context("the kernel does not tell MemAvailable")
+    Meminfo::current()
+        .context("/proc/meminfo")?
+        .mem_available
+        .context("the kernel does not tell MemAvailable")
 }
