@@ -2,6 +2,7 @@
 //! joined by `redis-cli --cluster create`.
 
 use std::fs::File;
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -90,7 +91,7 @@ impl Drop for Servers {
             let _ = child.wait();
         }
         if let Err(error) = std::fs::remove_dir_all(&self.dir) {
-            eprintln!("{} is left behind: {error}", self.dir.display());
+            let _ = writeln!(std::io::stderr(), "{} is left behind: {error}", self.dir.display());
         }
     }
 }
