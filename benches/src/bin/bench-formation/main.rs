@@ -2,7 +2,7 @@
 //! same servers and the same directives, taking turns.
 //!
 //! Both are measured from outside and alike: every instance is asked `CLUSTER INFO` until it
-//! knows all nodes and all slots and says `ok`. After every formation `redis-cli --cluster
+//! knows all nodes and all slots, says `ok` and has had as many PONGs as it has peers. After every formation `redis-cli --cluster
 //! check` must agree, each primary must take a write and give it back, and a killed server
 //! must rejoin. Whatever happens, nothing is left running.
 

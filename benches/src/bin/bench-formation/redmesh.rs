@@ -93,7 +93,7 @@ fn plan_times(
     info.arg("--agent").arg(format!("{}:{MESH_PORT}", setting.first_ip));
     info.arg("--identity").arg(mesh.dir.join("pki/operator")).args(["cluster", "info", "-o", "json"]);
     let info: Value = serde_json::from_str(&children.run(&mut info)?).context("redmeshctl cluster info")?;
-    let plan = &info["plan"];
+    let plan = &info["status"]["plan"];
     let at = |unix_ms: &Value| {
         let ms = unix_ms.as_u64()?;
         Some(SystemTime::UNIX_EPOCH + Duration::from_millis(ms))

@@ -93,7 +93,7 @@ pub fn render(rows: &[Row], rounds: u16, deadline_s: u32) -> String {
     let mut text = format!(
         "Medians of {rounds} formations, taken alternately. \"Formed\" is from the moment when all servers \
          listen until every instance, asked by CLUSTER INFO in the same way for both, knows all nodes and \
-         slots and says ok; the servers' start is counted for neither. \"Told\" is when the tool itself says \
+         slots, says ok and has had as many PONGs as it has peers; the servers' start is counted for neither. \"Told\" is when the tool itself says \
          so. Peak is how much less memory the machine had at most (agents included); servers is their \
          anonymous memory when formed. Not within {deadline_s} s is not formed.\n\n\
          | instances | by | converged | servers start s | formed s | lowest..highest | told s | peak MiB | servers MiB | rejoin s | ratio |\n\
@@ -149,8 +149,14 @@ fn curves(text: &mut String, rows: &[Row], peer: Peer) {
             "{peer}: seconds until formed = {a:.3e} · N^{b:.2} (least squares of the logarithms)"
         );
     }
-    if let Some((a, b)) = fit_square(&points(|f| f.peak_bytes as f64 / 1024.0)) {
-        let _ = writeln!(text, "{peer}: peak memory = {a:.0} KiB · N + {b:.1} KiB · N² (least squares)");
+    let memory: [(&str, fn(&Formed) -> f64); 2] = [
+        ("peak memory", |f| f.peak_bytes as f64 / 1024.0),
+        ("servers' memory", |f| f.servers_bytes as f64 / 1024.0),
+    ];
+    for (what, of) in memory {
+        if let Some((a, b)) = fit_square(&points(of)) {
+            let _ = writeln!(text, "{peer}: {what} = {a:.0} KiB · N + {b:.1} KiB · N² (least squares)");
+        }
     }
 }
 

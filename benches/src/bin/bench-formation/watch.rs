@@ -63,8 +63,8 @@ impl Limits {
     }
 }
 
-/// Asks until every instance knows all nodes, all slots and says `ok`; when the last one
-/// did so.
+/// Asks until every instance knows all nodes and slots, says `ok` and has had as many PONGs
+/// as it has peers; when the last one did so.
 pub fn all_agree(addresses: &[SocketAddr], limits: &Limits) -> anyhow::Result<SystemTime> {
     let left = Mutex::new(addresses.iter().copied().collect::<VecDeque<_>>());
     let awaited = AtomicU64::new(addresses.len() as u64);
@@ -113,6 +113,8 @@ fn agrees(addr: SocketAddr, instances: usize) -> bool {
         && info.u64("cluster_known_nodes") == all
         && info.u64("cluster_size") == all
         && info.u64("cluster_slots_ok") == Some(16384)
+        // A seeded instance knows all nodes from its file; this tells that links are open.
+        && info.u64("cluster_stats_messages_pong_received") >= Some(instances as u64 - 1)
 }
 
 /// The process of the server at `addr`.
