@@ -56,6 +56,9 @@ impl Row {
     }
 }
 
+/// One of a formation's figures.
+type Figure = fn(&Formed) -> f64;
+
 const MIB: f64 = (1u64 << 20) as f64;
 
 /// One formation in a line, as it ends.
@@ -139,7 +142,7 @@ pub fn render(rows: &[Row], rounds: u16, deadline_s: u32) -> String {
 
 /// Least squares over all single formations.
 fn curves(text: &mut String, rows: &[Row], peer: Peer) {
-    let points = |of: fn(&Formed) -> f64| -> Vec<(f64, f64)> {
+    let points = |of: Figure| -> Vec<(f64, f64)> {
         let mine = rows.iter().filter(|row| row.peer == peer);
         mine.flat_map(|row| row.formed().map(move |formed| (row.instances as f64, of(formed)))).collect()
     };
@@ -149,7 +152,7 @@ fn curves(text: &mut String, rows: &[Row], peer: Peer) {
             "{peer}: seconds until formed = {a:.3e} · N^{b:.2} (least squares of the logarithms)"
         );
     }
-    let memory: [(&str, fn(&Formed) -> f64); 2] = [
+    let memory: [(&str, Figure); 2] = [
         ("peak memory", |f| f.peak_bytes as f64 / 1024.0),
         ("servers' memory", |f| f.servers_bytes as f64 / 1024.0),
     ];
