@@ -11,7 +11,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 DENY_VERSION := 0.20.2
 MACHETE_VERSION := 0.9.2
 
-.PHONY: help demo test verify fix bench bench-load need-build need-server
+.PHONY: help demo test verify fix bench bench-load bench-formation need-build need-server
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -50,6 +50,15 @@ ROUNDS ?= 3
 bench-load: need-build need-server ## Compare the load with redis-benchmark; INSTANCES=30|100 SECONDS=5 ROUNDS=3
 	cargo build --locked --release -p redmesh-agent -p redmeshctl -p redmesh-benches --bins
 	$(TARGET)/release/redmesh-bench-load --instances $(INSTANCES) --seconds $(SECONDS) --rounds $(ROUNDS) $(BENCH_ARGS)
+
+# Options of bench-formation: make bench-formation SIZES=100,200 FORMATION_ROUNDS=1 LARGEST=500.
+SIZES ?= 100,200,300
+FORMATION_ROUNDS ?= 3
+
+bench-formation: need-build need-server ## Compare forming a cluster with redis-cli; SIZES=100,200,300 FORMATION_ROUNDS=3 LARGEST=N
+	cargo build --locked --release -p redmesh-agent -p redmeshctl -p redmesh-benches --bins
+	$(TARGET)/release/redmesh-bench-formation --instances $(SIZES) --rounds $(FORMATION_ROUNDS) \
+	  $(if $(LARGEST),--largest $(LARGEST)) $(BENCH_ARGS)
 
 need-build:
 	@$(NEED) build

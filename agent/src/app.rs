@@ -148,6 +148,7 @@ async fn build(config: Config) -> Result<Running> {
     let supervisor = Supervisor::start(SupervisorOptions {
         data_dir: config.redis.data_dir.clone(),
         server: config.redis.server.clone(),
+        malloc_conf: config.redis.malloc_conf.clone(),
         password: password.clone(),
         release_at_once: config.redis.release_at_once,
         on_exit: match config.redis.on_agent_exit {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use toml::{Table, Value};
 
-use super::{ConfigError, LogFormat, OnAgentExit};
+use super::{ConfigError, LogFormat, MALLOC_CONF_DEFAULT, OnAgentExit};
 
 /// Prefix of the environment's overrides; `__` stands between section and key.
 const ENV_PREFIX: &str = "REDMESH_";
@@ -106,6 +106,7 @@ pub(super) struct Redis {
     pub ip: Option<IpAddr>,
     pub base_port: u16,
     pub release_at_once: Option<u16>,
+    pub malloc_conf: String,
     pub on_agent_exit: OnAgentExit,
     pub directives: BTreeMap<String, Directive>,
 }
@@ -118,6 +119,7 @@ impl Default for Redis {
             ip: None,
             base_port: 6379,
             release_at_once: None,
+            malloc_conf: MALLOC_CONF_DEFAULT.to_owned(),
             on_agent_exit: OnAgentExit::Leave,
             directives: BTreeMap::new(),
         }

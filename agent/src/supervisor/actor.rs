@@ -103,8 +103,12 @@ impl Actor {
     pub(super) fn new(options: SupervisorOptions, publish: watch::Sender<Arc<Vec<InstanceStatus>>>) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
         Self {
-            starter: Arc::new(Starter::new(options.data_dir.clone(), options.server.clone())),
             release_max: options.release_at_once.unwrap_or(cores).max(1),
+            starter: Arc::new(Starter::new(
+                options.data_dir.clone(),
+                options.server.clone(),
+                options.malloc_conf.clone(),
+            )),
             options,
             publish,
             entries: BTreeMap::new(),

@@ -59,6 +59,8 @@ pub struct SupervisorOptions {
     /// The server's binary; `None` searches PATH for `redis-server`, then
     /// `valkey-server`.
     pub server: Option<PathBuf>,
+    /// `MALLOC_CONF` of the servers' jemalloc; `None` leaves it its own defaults.
+    pub malloc_conf: Option<String>,
     /// Password of the default user where the configuration sets one: for PING and INFO.
     pub password: Option<String>,
     /// Held servers that are released at a time, the next when one answers; `None` is one
@@ -75,6 +77,7 @@ impl fmt::Debug for SupervisorOptions {
         f.debug_struct("SupervisorOptions")
             .field("data_dir", &self.data_dir)
             .field("server", &self.server)
+            .field("malloc_conf", &self.malloc_conf)
             .field("password", &self.password.as_ref().map(|_| "…"))
             .field("on_exit", &self.on_exit)
             .finish_non_exhaustive()

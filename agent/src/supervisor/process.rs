@@ -35,6 +35,10 @@ pub const FDS_RESERVED: u64 = 32 + 32;
 /// PATH where the agent has none.
 const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// The allocator's settings: of the system's jemalloc, and of the one that comes with
+/// Redis' own source, which is built with a prefix.
+const MALLOC_CONF_NAMES: [&str; 2] = ["MALLOC_CONF", "JE_MALLOC_CONF"];
+
 /// Bytes of `--version` that are looked at.
 const VERSION_BYTES_MAX: usize = 1024;
 
@@ -221,8 +225,8 @@ impl Process {
         Ok(Self { pid, fd: Arc::new(pidfd_open(raw, PidfdFlags::NONBLOCK)?) })
     }
 
-    /// Starts a server in its directory.
-    pub(super) fn spawn(server: &Path, dir: &Path) -> io::Result<Self> {
+    /// Starts a server in its directory, in an environment of nothing but what is said here.
+    pub(super) fn spawn(server: &Path, dir: &Path, malloc_conf: Option<&str>) -> io::Result<Self> {
         let stderr = File::create(dir.join(layout::STDERR))?;
         let mut command = Command::new(server);
         command
@@ -237,6 +241,9 @@ impl Process {
             .process_group(0);
         if let Some(lang) = std::env::var_os("LANG") {
             command.env("LANG", lang);
+        }
+        for name in MALLOC_CONF_NAMES {
+            command.envs(malloc_conf.map(|conf| (name, conf)));
         }
         let mut child = command.spawn()?;
         // Nobody else waits for it, so the pid can't have been given away.

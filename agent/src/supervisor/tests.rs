@@ -56,6 +56,7 @@ impl Bench {
         SupervisorOptions {
             data_dir: self.data().to_owned(),
             server: None,
+            malloc_conf: None,
             password: None,
             release_at_once: None,
             on_exit: OnExit::Leave,
