@@ -9,6 +9,7 @@
 //! a plan's id.
 
 mod actor;
+mod ending;
 mod instance;
 mod layout;
 mod probe;
@@ -29,6 +30,7 @@ use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+pub use ending::{Ended, end_all};
 pub use instance::{CRASH_WINDOW, Effect, Event, Instance};
 pub use process::{ProcessError, find_server};
 

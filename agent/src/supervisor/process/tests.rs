@@ -53,3 +53,10 @@ async fn an_end_is_reaped_and_told() {
         assert!(gone.is_err(), "no zombie is left");
     }
 }
+
+#[test]
+fn servers_die_before_the_agent_and_never_past_the_kernels_bound() {
+    assert_eq!(oom_score_adj_of_servers(0), OOM_SCORE_ABOVE);
+    assert_eq!(oom_score_adj_of_servers(-OOM_SCORE_ABOVE), 0);
+    assert_eq!(oom_score_adj_of_servers(900), OOM_SCORE_ADJ_MAX);
+}
