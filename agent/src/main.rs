@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use redmesh_agent::app;
 use redmesh_agent::config::{Config, LogConfig, LogFormat, Overrides};
 use redmesh_agent::identity;
@@ -23,6 +23,7 @@ Examples:
   redmesh-agent --config agent.toml --set mesh.bootstrap_expect=3
   REDMESH_LOG__LEVEL=debug redmesh-agent --config agent.toml
   redmesh-agent check-config --config agent.toml
+  redmesh-agent stop-servers
 
 Settings come from the file, then from REDMESH_<SECTION>__<KEY> variables, then from
 --set flags; later ones win. deploy/agent.example.toml explains every key.";
@@ -64,6 +65,12 @@ enum Command {
         #[arg(long, value_name = "SECONDS", default_value_t = 90)]
         patience: u64,
     },
+    /// Write man pages and completions into a directory, for a package.
+    #[command(hide = true)]
+    PackageFiles {
+        /// Where to.
+        dir: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -79,13 +86,16 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<()> {
+    if let Some(Command::PackageFiles { dir }) = &cli.command {
+        return redmesh_assets::write(Cli::command(), "8", dir).context("can't write the package's files");
+    }
     let Settings { config: path, set } = cli.settings;
     let overrides = Overrides::from_process(set);
     let config = Config::load(&path, &overrides)?;
     match cli.command {
         Some(Command::CheckConfig) => return check(&path, &config),
         Some(Command::StopServers { patience }) => return stop_servers(&config, patience),
-        None => {}
+        Some(Command::PackageFiles { .. }) | None => {}
     }
     if cli.exit_with_parent {
         exit_with_parent()?;
