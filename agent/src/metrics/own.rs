@@ -70,7 +70,7 @@ gauges! {
         instances_agreed: "redmesh_instances_agreed", Unit::Count;
         /// Restarts of instances by this agent
         instance_restarts: "redmesh_instance_restarts", Unit::Count;
-        /// Stage of the plan: 0 none, 1 prepare, 2 release, 3 formed
+        /// Stage of the plan: 0 none, 1 prepare, 2 release, 3 replicate, 4 formed
         plan_stage: "redmesh_plan_stage", Unit::Count;
         /// 1 while a run is going on
         run_active: "redmesh_run_active", Unit::Count;
