@@ -160,7 +160,8 @@ fn start_logging(log: &LogConfig) -> Result<SetLog> {
     let base = tracing_subscriber::fmt().with_env_filter(filter(log)?).with_writer(std::io::stderr);
     let (started, set): (_, SetLog) = match log.format {
         LogFormat::Text => {
-            let base = base.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).with_filter_reloading();
+            let base =
+                base.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).with_filter_reloading();
             let handle = base.reload_handle();
             (base.try_init(), Box::new(move |log| Ok(handle.reload(filter(log)?)?)))
         }
@@ -178,16 +179,22 @@ fn start_logging(log: &LogConfig) -> Result<SetLog> {
 fn stop_servers(config: &Config, patience_s: u64) -> Result<()> {
     // Held meanwhile, so that no agent starts either. A host without state has no servers.
     let _lock = if config.state_dir.is_dir() {
-        Some(identity::lock(&config.state_dir).context("stop the agent first (systemctl stop redmesh-agent)")?)
+        Some(
+            identity::lock(&config.state_dir)
+                .context("stop the agent first (systemctl stop redmesh-agent)")?,
+        )
     } else {
         None
     };
     let patience = Duration::from_secs(patience_s);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let ending = supervisor::end_all(&config.redis.data_dir, config.redis.server.as_deref(), patience);
-    let Ended { ended, left } = runtime.block_on(ending).context("can't look for running servers in /proc")?;
+    let Ended { ended, left } =
+        runtime.block_on(ending).context("can't look for running servers in /proc")?;
     if !left.is_empty() {
-        bail!("{ended} servers have ended, and {left:?} (pids) still run after {patience_s} s: look at their redis.log");
+        bail!(
+            "{ended} servers have ended, and {left:?} (pids) still run after {patience_s} s: look at their redis.log"
+        );
     }
     let words = format!("{ended} servers have ended\n");
     std::io::Write::write_all(&mut std::io::stdout(), words.as_bytes()).context("can't write to stdout")

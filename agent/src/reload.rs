@@ -58,7 +58,10 @@ fn reload(reloads: &Reloads, config: &mut Config, transport: &QuicTransport) {
         Ok(new) => new,
         Err(error) => {
             let error = crate::error_chain(&error);
-            return error!(error, "asked to reload, but the configuration can't be used: nothing has changed");
+            return error!(
+                error,
+                "asked to reload, but the configuration can't be used: nothing has changed"
+            );
         }
     };
     if new.log.filter != config.log.filter {

@@ -12,11 +12,18 @@ pub fn repository() -> PathBuf {
 pub fn find(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     // A test's binary lies in TARGET/debug/deps.
-    let target = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.parent()?.parent()?.to_owned()));
-    let unpacked = target.into_iter().flat_map(|target| ["usr/bin", "usr/sbin"].map(|dir| target.join("tools/root").join(dir)));
-    let found = std::env::split_paths(&path).chain(unpacked).map(|dir| dir.join(name)).find(|file| file.is_file());
+    let target =
+        std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.parent()?.parent()?.to_owned()));
+    let unpacked = target
+        .into_iter()
+        .flat_map(|target| ["usr/bin", "usr/sbin"].map(|dir| target.join("tools/root").join(dir)));
+    let found =
+        std::env::split_paths(&path).chain(unpacked).map(|dir| dir.join(name)).find(|file| file.is_file());
     if found.is_none() {
-        let words = format!("skipped, because there is no {name}: a part of {}\n", std::thread::current().name().unwrap_or("a test"));
+        let words = format!(
+            "skipped, because there is no {name}: a part of {}\n",
+            std::thread::current().name().unwrap_or("a test")
+        );
         let _ = std::io::Write::write_all(&mut std::io::stderr(), words.as_bytes());
     }
     found

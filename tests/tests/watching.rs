@@ -29,7 +29,8 @@ fn names(text: &str) -> BTreeSet<String> {
 
 /// What the rules file asks for: its `expr` lines.
 fn asked_by_rules() -> BTreeSet<String> {
-    let rules = fs::read_to_string(tools::repository().join("deploy/prometheus/rules.yml")).expect("read the rules");
+    let rules =
+        fs::read_to_string(tools::repository().join("deploy/prometheus/rules.yml")).expect("read the rules");
     let exprs: Vec<&str> = rules.lines().filter_map(|line| line.trim().strip_prefix("expr:")).collect();
     assert!(!exprs.is_empty());
     names(&exprs.join("\n"))
@@ -46,7 +47,8 @@ fn asked_by_dashboard() -> BTreeSet<String> {
             _ => {}
         }
     }
-    let text = fs::read_to_string(tools::repository().join("deploy/grafana/redmesh.json")).expect("read the dashboard");
+    let text = fs::read_to_string(tools::repository().join("deploy/grafana/redmesh.json"))
+        .expect("read the dashboard");
     let mut found = BTreeSet::new();
     walk(&serde_json::from_str(&text).expect("the dashboard is JSON"), &mut found);
     found
@@ -127,11 +129,16 @@ fn what_is_asked_for_is_there_and_a_prometheus_finds_all_hosts() {
         let answer = http::get(&listen, "/api/v1/query?query=up%7Bjob%3D%22redmesh%22%7D%3D%3D1")?;
         let answer: Value = serde_json::from_str(&answer).ok()?;
         let found = answer["data"]["result"].as_array()?.iter();
-        let hosts: Vec<_> = found.filter_map(|one| one["metric"]["host"].as_str().map(str::to_owned)).collect();
+        let hosts: Vec<_> =
+            found.filter_map(|one| one["metric"]["host"].as_str().map(str::to_owned)).collect();
         (hosts.len() >= 3).then_some(hosts)
     });
     let different: BTreeSet<_> = hosts.iter().collect();
-    assert_eq!((hosts.len(), different.len()), (3, 3), "each host once, though two agents list it: {hosts:?}");
+    assert_eq!(
+        (hosts.len(), different.len()),
+        (3, 3),
+        "each host once, though two agents list it: {hosts:?}"
+    );
     until("a recorded series", SOON, || {
         let answer = http::get(&listen, "/api/v1/query?query=redmesh:disk_free:ratio")?;
         let answer: Value = serde_json::from_str(&answer).ok()?;

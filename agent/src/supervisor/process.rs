@@ -112,7 +112,8 @@ fn is_executable(path: &Path) -> bool {
 /// Makes a child the kernel's choice before this process when memory runs out: an agent
 /// starts a lost server again, but no server starts an agent. Raising takes no privilege.
 fn die_before_the_agent(pid: u32) {
-    let own = std::fs::read_to_string("/proc/self/oom_score_adj").ok().and_then(|text| text.trim().parse().ok());
+    let own =
+        std::fs::read_to_string("/proc/self/oom_score_adj").ok().and_then(|text| text.trim().parse().ok());
     let raised = oom_score_adj_of_servers(own.unwrap_or(0));
     if let Err(error) = std::fs::write(format!("/proc/{pid}/oom_score_adj"), raised.to_string()) {
         tracing::warn!(pid, %error, "can't raise a server's oom_score_adj to {raised}");

@@ -198,9 +198,7 @@ fn render(rules: &Rules) -> String {
         set("scrapers", &rules.scrapers),
     ];
     let accept = |from: &str, ports: &str| {
-        format!(
-            "        ip saddr @{from}4 {ports} accept\n        ip6 saddr @{from}6 {ports} accept\n"
-        )
+        format!("        ip saddr @{from}4 {ports} accept\n        ip6 saddr @{from}6 {ports} accept\n")
     };
     let accepted = [
         accept("members", &format!("udp dport {{ {mesh} }}")),

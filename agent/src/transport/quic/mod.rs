@@ -140,7 +140,9 @@ pub enum BindError {
         addr: SocketAddr,
     },
     /// A host keeps its name while its agent runs.
-    #[error("the certificate is {name}'s, and this agent runs as {running}: restart it to give the host another name")]
+    #[error(
+        "the certificate is {name}'s, and this agent runs as {running}: restart it to give the host another name"
+    )]
     Renamed {
         /// The new certificate's name.
         name: String,
@@ -283,8 +285,7 @@ impl QuicTransport {
         let _ = rustix::net::sockopt::set_socket_send_buffer_size(&socket, SOCKET_BUFFER_BYTES);
         let bound = socket.local_addr().map_err(failed)?;
         let config = endpoint_config(&host_secret);
-        let endpoint =
-            Endpoint::new(config, Some(server), socket, Arc::new(TokioRuntime)).map_err(failed)?;
+        let endpoint = Endpoint::new(config, Some(server), socket, Arc::new(TokioRuntime)).map_err(failed)?;
         let dialling = RwLock::new(Dialling { client, valid_until_unix_s: identity.valid_until_unix_s() });
         if listen.port() == 0 {
             advertise.set_port(bound.port());
