@@ -9,7 +9,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use redmesh_agent::app;
 use redmesh_agent::config::{Config, LogConfig, LogFormat, Overrides};
 use redmesh_agent::identity;
-use redmesh_agent::reload::Reloads;
+use redmesh_agent::reload::{Reloads, SetLog};
 use redmesh_agent::supervisor::{self, Ended};
 use redmesh_agent::transport::quic::QuicTransport;
 use tokio::signal::unix::{SignalKind, signal};
@@ -152,9 +152,6 @@ fn filter(log: &LogConfig) -> Result<EnvFilter> {
         )
     })
 }
-
-/// Changes the log's level.
-type SetLog = Box<dyn Fn(&LogConfig) -> Result<()> + Send + Sync>;
 
 fn start_logging(log: &LogConfig) -> Result<SetLog> {
     let base = tracing_subscriber::fmt().with_env_filter(filter(log)?).with_writer(std::io::stderr);

@@ -17,6 +17,9 @@ use tracing::{error, info, warn};
 use crate::config::{Config, ConfigError, LogConfig, MeshConfig, RedisConfig};
 use crate::transport::quic::QuicTransport;
 
+/// Changes the log's level.
+pub type SetLog = Box<dyn Fn(&LogConfig) -> anyhow::Result<()> + Send + Sync>;
+
 /// How to be told, and how to read again.
 pub struct Reloads {
     /// Each one asks for a reload.
@@ -24,7 +27,7 @@ pub struct Reloads {
     /// Reads the configuration as at the start: same file, environment and flags.
     pub load: Box<dyn Fn() -> Result<Config, ConfigError> + Send + Sync>,
     /// Makes a log level the one in force.
-    pub set_log: Box<dyn Fn(&LogConfig) -> anyhow::Result<()> + Send + Sync>,
+    pub set_log: SetLog,
 }
 
 impl std::fmt::Debug for Reloads {

@@ -77,7 +77,8 @@ fn what_is_asked_for_is_there_and_a_prometheus_finds_all_hosts() {
         asked.iter().filter(|name| !there.contains(name.as_str())).cloned().collect()
     };
     // After the first sweep over the instances; the rest comes within the next.
-    let first = until("the instances' metrics", SOON, || metrics(&mesh, 0).filter(|text| text.contains("redis_up{")));
+    let first =
+        until("the instances' metrics", SOON, || metrics(&mesh, 0).filter(|text| text.contains("redis_up{")));
     let awaited = format!("metrics that rules and dashboard ask for, {:?} among them", missing(&first));
     let text = until(&awaited, SOON, || metrics(&mesh, 0).filter(|text| missing(text).is_empty()));
 
