@@ -36,6 +36,7 @@ use crate::load::Password;
 use crate::mesh::{Mesh, MeshOptions};
 use crate::metrics;
 use crate::preflight::Reader;
+use crate::reload::{self, Reloads};
 use crate::supervisor::{OnExit, Supervisor, SupervisorOptions};
 use crate::transport::Transport;
 use crate::transport::quic::{LocalPeer, QuicOptions, QuicTransport};
@@ -70,8 +71,8 @@ struct Running {
 ///
 /// # Errors
 /// What kept it from starting, or the part of it that failed.
-pub async fn run(config: Config, stop: CancellationToken) -> Result<()> {
-    let mut running = build(config).await?;
+pub async fn run(config: Config, reloads: Reloads, stop: CancellationToken) -> Result<()> {
+    let mut running = build(config, reloads).await?;
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     info!("ready");
     let ended = watch_over(&mut running, &stop).await;
@@ -81,7 +82,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<()> {
     ended
 }
 
-async fn build(config: Config) -> Result<Running> {
+async fn build(config: Config, reloads: Reloads) -> Result<Running> {
     let exposition = metrics::install().context("can't install the metrics recorder")?;
     let host = HostIdentity::open(&config.state_dir)
         .with_context(|| format!("state.dir = {}", config.state_dir.display()))?;
@@ -106,7 +107,7 @@ async fn build(config: Config) -> Result<Running> {
     })
     .context("can't open the mesh port")?;
     let udp_buffers = quic.udp_buffers();
-    let transport: Arc<dyn Transport> = quic;
+    let transport: Arc<dyn Transport> = quic.clone();
 
     let host_facts = HostFacts {
         name: name.clone(),
@@ -263,6 +264,10 @@ async fn build(config: Config) -> Result<Running> {
     tasks.spawn(named("agent metrics", gauges));
     let sweep = metrics::instances::sweep(host.id(), levels_cell.subscribe(), admin, cancel.clone());
     tasks.spawn(named("instance metrics", sweep));
+    let dirs =
+        vec![("state.dir", config.state_dir.clone()), ("redis.data_dir", config.redis.data_dir.clone())];
+    tasks.spawn(named("machine metrics", metrics::machine::update(quic.clone(), dirs, cancel.clone())));
+    tasks.spawn(named("reload", reload::on_hangup(reloads, config.clone(), quic, cancel.clone())));
     if let Some(addr) = config.http_listen {
         let listener = metrics::http::bind(addr).await.map_err(|words| anyhow!(words))?;
         let served = metrics::http::serve(listener, exposition, control.clone(), cancel.clone());

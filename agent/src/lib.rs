@@ -24,6 +24,7 @@ pub mod host;
 pub mod coordinator;
 pub mod control;
 pub mod metrics;
+pub mod reload;
 pub mod app;
 
 pub use redmesh_api::error_chain;

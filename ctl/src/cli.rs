@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::cluster::ClusterCommand;
 use crate::demo::DemoArgs;
+use crate::deploy::DeployCommand;
 use crate::doctor::DoctorArgs;
 use crate::output::Format;
 use crate::pki::PkiCommand;
@@ -76,6 +77,15 @@ pub enum Command {
     /// Write into the cluster and count exactly
     #[command(subcommand)]
     Run(RunCommand),
+    /// Render what hosts are set up with: cloud-init, firewall, Prometheus
+    #[command(subcommand)]
+    Deploy(DeployCommand),
+    /// Write man pages and completions into a directory, for a package
+    #[command(hide = true)]
+    PackageFiles {
+        /// Where to
+        dir: PathBuf,
+    },
     /// A whole mesh on this machine: form, write, report, and leave nothing behind
     Demo(DemoArgs),
 }
@@ -108,7 +118,7 @@ mod tests {
     fn every_command_shows_examples() {
         fn walk(command: &clap::Command, path: &str) {
             let path = format!("{path} {}", command.get_name());
-            if path.starts_with(" redmeshctl pki") || command.get_name() == "help" {
+            if path.starts_with(" redmeshctl pki") || command.get_name() == "help" || command.is_hide_set() {
                 return;
             }
             let leaf = command.get_subcommands().next().is_none();

@@ -44,7 +44,7 @@ pub struct Mesh {
 }
 
 /// Binaries stand beside the test's own.
-fn binary(name: &str) -> PathBuf {
+pub(crate) fn binary(name: &str) -> PathBuf {
     let mut path = std::env::current_exe().expect("a test knows its own path");
     path.pop();
     if path.ends_with("deps") {
@@ -211,6 +211,21 @@ impl Mesh {
         let mut child = self.agents[host].take().expect("the agent runs");
         child.kill().expect("kill an agent");
         child.wait().expect("reap an agent");
+    }
+
+    /// Pid of a host's agent.
+    pub fn agent_pid(&self, host: usize) -> i32 {
+        self.agents[host].as_ref().expect("the agent runs").id().cast_signed()
+    }
+
+    /// `redmesh-agent` with a host's configuration and these arguments.
+    pub fn agent_command(&self, host: usize, args: &[&str]) -> Output {
+        Command::new(binary("redmesh-agent"))
+            .arg("--config")
+            .arg(self.host_dir(host).join("agent.toml"))
+            .args(args)
+            .output()
+            .expect("run redmesh-agent")
     }
 
     /// Whether a host's agent runs.

@@ -4,7 +4,7 @@
 use std::net::TcpListener;
 use std::time::Duration;
 
-use redmesh_tests::{Mesh, MeshBuilder, until};
+use redmesh_tests::{Mesh, MeshBuilder, http, until};
 use serde_json::Value;
 
 const CREATE: &[&str] = &["cluster", "create", "--instances-per-host", "4", "--replicas", "1"];
@@ -46,25 +46,14 @@ fn three_hosts_form_a_cluster_that_redis_cli_finds_whole() {
     metrics_are_served(&mesh.ip(1));
 }
 
-/// One plain HTTP request, as Prometheus makes it.
-fn http_get(ip: &str, path: &str) -> String {
-    use std::io::{Read, Write};
-    let mut stream = std::net::TcpStream::connect((ip, 7380)).expect("the HTTP port is open");
-    stream.set_read_timeout(Some(Duration::from_secs(10))).expect("set a timeout");
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {ip}\r\nConnection: close\r\n\r\n").expect("ask");
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("read the answer");
-    answer
-}
-
 fn metrics_are_served(ip: &str) {
-    assert!(http_get(ip, "/healthz").starts_with("HTTP/1.1 200"));
-    assert!(http_get(ip, "/readyz").starts_with("HTTP/1.1 200"));
+    let get = |path| http::get(&format!("{ip}:7380"), path);
+    assert!(get("/healthz").is_some() && get("/readyz").is_some());
     let instance = format!("redis_up{{instance_addr=\"{ip}:6382\"}} 1");
     let expected =
         ["redmesh_members_alive 3", "redmesh_plan_stage 4", "redis_memory_used_bytes{", instance.as_str()];
     until(&format!("/metrics to show {expected:?}"), Duration::from_secs(30), || {
-        let text = http_get(ip, "/metrics");
+        let text = get("/metrics")?;
         expected.iter().all(|line| text.contains(line)).then_some(())
     });
 }

@@ -142,7 +142,8 @@ impl Control {
         }
     }
 
-    fn members(&self) -> Members {
+    /// All hosts that are known, as this one sees them.
+    pub fn members(&self) -> Members {
         let hosts = self.census.hosts();
         let voters = self.census.voters();
         let coordinator = self.census.coordinator().map(|host| host.id);

@@ -9,6 +9,7 @@
 //! a plan's id.
 
 mod actor;
+mod ending;
 mod instance;
 mod layout;
 mod probe;
@@ -30,6 +31,7 @@ use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+pub use ending::{Ended, end_all};
 pub use instance::{CRASH_WINDOW, Effect, Event, Instance};
 pub use process::{FDS_RESERVED, ProcessError, find_server};
 pub use sockets::PortProblem;

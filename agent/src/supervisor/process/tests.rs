@@ -72,3 +72,10 @@ async fn a_server_gets_its_allocators_settings_and_nothing_of_the_agents_environ
     let without = environment(None).await;
     assert!(!without.contains("MALLOC_CONF") && !without.contains("CARGO"), "{without}");
 }
+
+#[test]
+fn servers_die_before_the_agent_and_never_past_the_kernels_bound() {
+    assert_eq!(oom_score_adj_of_servers(0), OOM_SCORE_ABOVE);
+    assert_eq!(oom_score_adj_of_servers(-OOM_SCORE_ABOVE), 0);
+    assert_eq!(oom_score_adj_of_servers(900), OOM_SCORE_ADJ_MAX);
+}

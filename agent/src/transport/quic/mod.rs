@@ -29,7 +29,7 @@ use std::fmt;
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -139,6 +139,16 @@ pub enum BindError {
         /// Advertised address.
         addr: SocketAddr,
     },
+    /// A host keeps its name while its agent runs.
+    #[error(
+        "the certificate is {name}'s, and this agent runs as {running}: restart it to give the host another name"
+    )]
+    Renamed {
+        /// The new certificate's name.
+        name: String,
+        /// The name in use.
+        running: String,
+    },
     /// The identity can't be used.
     #[error("TLS can't be set up")]
     Tls(#[source] TlsError),
@@ -159,6 +169,12 @@ pub struct QuicStats {
     pub links: u64,
     /// Connections of both ways, open now.
     pub connections: u64,
+}
+
+/// The half of our identity that dials; the other half is the endpoint's.
+struct Dialling {
+    client: quinn::ClientConfig,
+    valid_until_unix_s: Option<i64>,
 }
 
 #[derive(Debug, Default)]
@@ -185,6 +201,8 @@ impl Counts {
 /// What the handle and all tasks have in common.
 struct Shared {
     endpoint: Endpoint,
+    /// What dials from now on present and trust.
+    dialling: RwLock<Dialling>,
     advertise: SocketAddr,
     name: String,
     local: LocalPeer,
@@ -203,6 +221,10 @@ struct Shared {
 }
 
 impl Shared {
+    fn client_config(&self) -> quinn::ClientConfig {
+        self.dialling.read().unwrap_or_else(PoisonError::into_inner).client.clone()
+    }
+
     fn hello(&self) -> Hello {
         Hello {
             protocol: HELLO_PROTOCOL,
@@ -271,15 +293,15 @@ impl QuicTransport {
         );
         let bound = socket.local_addr().map_err(failed)?;
         let config = endpoint_config(&host_secret);
-        let mut endpoint =
-            Endpoint::new(config, Some(server), socket, Arc::new(TokioRuntime)).map_err(failed)?;
-        endpoint.set_default_client_config(client);
+        let endpoint = Endpoint::new(config, Some(server), socket, Arc::new(TokioRuntime)).map_err(failed)?;
+        let dialling = RwLock::new(Dialling { client, valid_until_unix_s: identity.valid_until_unix_s() });
         if listen.port() == 0 {
             advertise.set_port(bound.port());
         }
         let (gossip_in, gossip_arrives) = mpsc::channel(GOSSIP_QUEUE_MAX);
         let shared = Arc::new(Shared {
             endpoint,
+            dialling,
             advertise,
             name,
             local,
@@ -303,6 +325,30 @@ impl QuicTransport {
     /// [`SOCKET_BUFFER_BYTES`]: receiving and sending, bytes.
     pub fn udp_buffers(&self) -> (u64, u64) {
         self.shared.udp_buffers
+    }
+
+    /// Presents `identity`, and trusts its CA, in every connection from now on; those that
+    /// are open stay.
+    ///
+    /// # Errors
+    /// When peers would refuse it; then nothing changes.
+    pub fn replace_identity(&self, identity: &Identity) -> Result<(), BindError> {
+        Self::check_identity(identity, self.shared.advertise)?;
+        if identity.name() != self.shared.name {
+            let (name, running) = (identity.name().to_owned(), self.shared.name.clone());
+            return Err(BindError::Renamed { name, running });
+        }
+        let server = tls::quic_server_config(identity).map_err(BindError::Tls)?;
+        let client = tls::quic_client_config(identity).map_err(BindError::Tls)?;
+        self.shared.endpoint.set_server_config(Some(server));
+        *self.shared.dialling.write().unwrap_or_else(PoisonError::into_inner) =
+            Dialling { client, valid_until_unix_s: identity.valid_until_unix_s() };
+        Ok(())
+    }
+
+    /// When our certificate expires, Unix seconds; `None` if it doesn't say.
+    pub fn certificate_valid_until_unix_s(&self) -> Option<i64> {
+        self.shared.dialling.read().unwrap_or_else(PoisonError::into_inner).valid_until_unix_s
     }
 
     /// Figures for metrics.

@@ -204,7 +204,7 @@ async fn dial(shared: &Arc<Shared>, to: SocketAddr) -> DialResult {
     let attempt = async {
         let connecting = shared
             .endpoint
-            .connect(to, &to.ip().to_string())
+            .connect_with(shared.client_config(), to, &to.ip().to_string())
             .map_err(|error| DialError::Unreachable(error.to_string()))?;
         let connection = connecting.await?;
         let greeted = async {
