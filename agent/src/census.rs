@@ -12,6 +12,7 @@ use redmesh_api::level::Level;
 use redmesh_api::run::{Run, Tally};
 use tokio::sync::watch;
 
+use crate::clock::WallClock;
 use crate::consensus::Leadership;
 use crate::facts::{self, HostFacts, LeadFacts, Observed};
 use crate::level::LevelCell;
@@ -70,6 +71,8 @@ pub struct Census {
     pub leadership: watch::Receiver<Leadership>,
     /// What the newest view says of its hosts.
     pub parsed: ParsedHosts,
+    /// This host's, by which it judges the times that others say.
+    pub clock: WallClock,
 }
 
 /// Hosts by id.

@@ -23,6 +23,7 @@ pub mod host;
 pub mod coordinator;
 pub mod control;
 pub mod metrics;
+pub mod effects;
 pub mod app;
 
 pub use redmesh_api::error_chain;

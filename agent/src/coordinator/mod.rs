@@ -31,7 +31,6 @@ use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 
 use crate::census::{Census, CensusHost, Hosts};
-use crate::clock::now_unix_ms;
 use crate::consensus::voters::{HostState, STABILISATION, replace_voters};
 use crate::consensus::{Applied, Command, Consensus, VoterNode};
 use crate::transport::Transport;
@@ -179,7 +178,7 @@ impl Coordinator {
             .filter(|run| run.stage != RunStage::Done)
             .map(|run| (run.id, self.hands.census.tallies(run)))
             .collect();
-        for step in steps::steps(&level, &seen, &tallies, now_unix_ms()) {
+        for step in steps::steps(&level, &seen, &tallies, self.hands.census.clock.now_unix_ms()) {
             match step {
                 Step::CloseRun { run, .. } => {
                     let hands = self.hands.clone();
@@ -265,7 +264,7 @@ impl Hands {
         let command = match &step {
             Step::Found => Command::Found { mesh: MeshId(Uuid::new_v4()) },
             Step::AdvancePlan { plan, to } => {
-                Command::AdvancePlan { plan: *plan, to: *to, at_unix_ms: now_unix_ms() }
+                Command::AdvancePlan { plan: *plan, to: *to, at_unix_ms: self.census.clock.now_unix_ms() }
             }
             Step::TakeOver { run, known, given_up, shares } => Command::AddShares {
                 run: *run,
