@@ -8,6 +8,7 @@
 pub mod mesh;
 pub mod process;
 pub mod run;
+pub mod sim;
 pub mod wait;
 
 pub use mesh::{Mesh, MeshBuilder};
