@@ -44,7 +44,7 @@ pub use pledge::{Pledge, PledgeReply};
 pub use store::{FILE_NAME, StoreError};
 pub use types::VoterNode;
 
-use network::{Links, RaftRpc, RaftRpcReply};
+use network::{Links, RaftRequest, RaftRpc, RaftRpcReply};
 use store::{LogStore, MachineStore, Store};
 use types::{Proposal, Raft, VoterId};
 
@@ -366,7 +366,9 @@ impl Consensus {
     /// comes from an agent.
     pub async fn handle(&self, payload: Bytes) -> Result<Vec<u8>, CodecError> {
         let raft = &self.inner.raft;
-        let reply = match codec::decode(&payload)? {
+        let RaftRequest { to, rpc } = codec::decode(&payload)?;
+        let reply = match rpc {
+            _ if to != self.inner.id => RaftRpcReply::NotMe(self.inner.id),
             RaftRpc::Append(rpc) => RaftRpcReply::Append(raft.append_entries(rpc).await),
             RaftRpc::Vote(rpc) => RaftRpcReply::Vote(raft.vote(rpc).await),
             RaftRpc::Snapshot(rpc) => RaftRpcReply::Snapshot(raft.install_snapshot(rpc).await),
