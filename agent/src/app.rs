@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-use crate::census::{Census, ParsedHosts};
+use crate::census::{Census, HeardCounts, ParsedHosts};
 use crate::cluster::{self, AdminOptions};
 use crate::config::{Config, OnAgentExit};
 use crate::consensus::{Consensus, ConsensusOptions};
@@ -168,6 +168,7 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
         levels: levels_cell.clone(),
         leadership: consensus.leadership(),
         parsed: ParsedHosts::default(),
+        heard: HeardCounts::default(),
         clock: clock.clone(),
     };
     let shares = Shares::new(ShareSettings {
