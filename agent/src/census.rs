@@ -107,7 +107,9 @@ impl ParsedHosts {
 /// later than of that, and what a dead host said is dropped after a while. A sum that
 /// once knew of writes must not lose them.
 #[derive(Debug, Clone, Default)]
-pub struct HeardCounts(Arc<Mutex<Option<(RunId, BTreeMap<stats::Life, Tally>)>>>);
+pub struct HeardCounts(Arc<Mutex<Option<HeardOfRun>>>);
+
+type HeardOfRun = (RunId, BTreeMap<stats::Life, Tally>);
 
 impl HeardCounts {
     /// All that was heard of `run`, `sightings` included.

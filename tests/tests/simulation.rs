@@ -3,8 +3,13 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use redmesh_api::level::PlanStage;
+use redmesh_api::run::RunStage;
 use redmesh_tests::sim::driver::{Failure, Report, Scenario, simulate};
+use redmesh_tests::sim::event::Event;
 use redmesh_tests::sim::log;
+use redmesh_tests::sim::operator::Wishes;
+use redmesh_tests::sim::schedule::{Fault, Moment, Schedule, When, Whom};
 
 /// Seeds of `many_seeds`, unless `REDMESH_SIM_SEEDS` says how many.
 const SEEDS: u64 = 100;
@@ -43,6 +48,63 @@ fn one_seed() {
     let seed = number("REDMESH_SIM_SEED").unwrap_or(0);
     if let Err(first) = run(seed) {
         panic!("{}", tell(seed, &first));
+    }
+}
+
+/// Voters that are started at the same instant, and lose one of them at the same instant,
+/// don't stand against each other for ever (found by seeds 5 and 10).
+#[test]
+fn elections_end() {
+    log::start();
+    const ELECTED_WITHIN: Duration = Duration::from_secs(15);
+    for seed in 0..12 {
+        let kill = Fault::Kill { whom: Whom::Coordinator, away: Duration::from_secs(60), wipe: false };
+        let scenario = Scenario {
+            seed,
+            hosts: 5,
+            schedule: Schedule {
+                faults: vec![(When::After(Moment::Founded, Duration::from_secs(2)), kill)],
+                ends: Duration::from_secs(30),
+            },
+            wishes: Wishes { instances_per_host: 1, runs: 0 },
+        };
+        let report = simulate(&scenario).unwrap_or_else(|failure| panic!("seed {seed}: {failure}"));
+        let killed = report.history.iter().position(|it| matches!(it.event, Event::Killed { .. }));
+        let after = &report.history[killed.expect("the coordinator was killed")..];
+        let elected = after.iter().find(|it| matches!(it.event, Event::Acting { acting: true, .. }));
+        let took = elected.expect("somebody acts").at - after[0].at;
+        assert!(took < ELECTED_WITHIN, "seed {seed}: no coordinator for {took:?}");
+    }
+}
+
+/// The coordinator is killed at every step of a create and of a run, at once and a little
+/// later, and comes back soon or late.
+#[test]
+fn the_coordinator_is_lost_at_every_step() {
+    log::start();
+    let moments = [
+        Moment::Founded,
+        Moment::Plan(PlanStage::Prepare),
+        Moment::Plan(PlanStage::Release),
+        Moment::Plan(PlanStage::Formed),
+        Moment::Run(RunStage::Running),
+        Moment::Run(RunStage::Done),
+    ];
+    let ms = Duration::from_millis;
+    let mut seed = 0;
+    for moment in moments {
+        for (after, away) in [(ms(0), ms(4_000)), (ms(40), ms(300)), (ms(900), ms(20_000))] {
+            seed += 1;
+            let kill = Fault::Kill { whom: Whom::Coordinator, away, wipe: false };
+            let faults = vec![(When::After(moment, after), kill)];
+            let schedule = Schedule { faults, ends: Duration::from_secs(20) };
+            let wishes = Wishes { instances_per_host: 2, runs: 1 };
+            let scenario = Scenario { seed, hosts: 3, schedule, wishes };
+            let report = simulate(&scenario)
+                .unwrap_or_else(|failure| panic!("coordinator lost {after:?} after {moment:?}: {failure}"));
+            let killed = report.history.iter().any(|it| matches!(it.event, Event::Killed { .. }));
+            assert!(killed, "nobody was killed {after:?} after {moment:?}");
+        }
     }
 }
 

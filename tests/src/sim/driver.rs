@@ -174,9 +174,7 @@ impl Driver {
         let world = Arc::new(World::default());
         let net = Arc::new(Net::new(scenario.seed));
         let hosts: Vec<_> = (0..scenario.hosts)
-            .map(|index| {
-                Host::new(index, scenario.hosts, dir, scenario.seed, world.clone(), net.clone())
-            })
+            .map(|index| Host::new(index, scenario.hosts, dir, scenario.seed, world.clone(), net.clone()))
             .collect();
         for (index, host) in hosts.iter().enumerate() {
             let host = host.clone();
@@ -439,7 +437,9 @@ impl Driver {
             }
             let known = census.coordinator().map(|host| host.id);
             if known.is_none() || known != coordinator {
-                return Some(format!("host {host} takes {known:?} for the coordinator, who is {coordinator:?}"));
+                return Some(format!(
+                    "host {host} takes {known:?} for the coordinator, who is {coordinator:?}"
+                ));
             }
             let level = census.level();
             if level.stamp != self.newest.stamp {

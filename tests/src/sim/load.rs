@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use redmesh_agent::load::ledger::{Ledger, LedgerSlot};
 use redmesh_agent::load::routing::SlotMap;
-use redmesh_agent::load::{LoadEngine, LoadError, RunningShare, ShareFigures, ShareSpec, ShareUntil, Task, Written};
+use redmesh_agent::load::{
+    LoadEngine, LoadError, RunningShare, ShareFigures, ShareSpec, ShareUntil, Task, Written,
+};
 use redmesh_agent::stats;
 use redmesh_api::run::{Counts, Findings};
 use redmesh_api::workload::Keys;

@@ -21,6 +21,7 @@ pub mod log;
 pub mod net;
 pub mod operator;
 pub mod pki;
+pub mod scale;
 pub mod schedule;
 pub mod servers;
 pub mod world;

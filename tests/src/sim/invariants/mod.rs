@@ -20,7 +20,7 @@ pub use ledger::LedgerCloses;
 pub use one_coordinator::OneCoordinator;
 pub use one_plan::OnePlan;
 pub use one_server::OneServer;
-pub use serves::{Serves, SERVES_WITHIN};
+pub use serves::{SERVES_WITHIN, Serves};
 
 /// A property of histories.
 pub trait Invariant: fmt::Debug {

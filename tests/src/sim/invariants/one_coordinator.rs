@@ -65,7 +65,8 @@ mod tests {
     #[test]
     fn one_after_the_other_is_fine() {
         judge(&[acting(0, 1, true), acting(0, 1, false), acting(0, 1, true)]).expect("the same again");
-        judge(&[acting(0, 1, true), Event::Killed { host: 0, wiped: false }, acting(1, 2, true)]).expect("fine");
+        judge(&[acting(0, 1, true), Event::Killed { host: 0, wiped: false }, acting(1, 2, true)])
+            .expect("fine");
     }
 
     #[test]

@@ -18,7 +18,11 @@ pub struct OnePlan {
     plan: Option<PlanId>,
 }
 
-fn once<T: Copy + PartialEq + std::fmt::Display>(known: &mut Option<T>, seen: T, what: &str) -> Result<(), String> {
+fn once<T: Copy + PartialEq + std::fmt::Display>(
+    known: &mut Option<T>,
+    seen: T,
+    what: &str,
+) -> Result<(), String> {
     match known.get_or_insert(seen) {
         first if *first == seen => Ok(()),
         first => Err(format!("{what} {first}, then {what} {seen}")),

@@ -23,12 +23,11 @@ impl Invariant for OneServer {
 
     fn see(&mut self, _: Duration, event: &Event) -> Result<(), String> {
         match event {
-            Event::ServerStarted { dir, pid, .. } => match self.live.insert(dir.clone(), *pid) {
-                Some(other) => {
+            Event::ServerStarted { dir, pid, .. } => {
+                if let Some(other) = self.live.insert(dir.clone(), *pid) {
                     return Err(format!("server {pid} was started in {}, where {other} lives", dir.display()));
                 }
-                None => {}
-            },
+            }
             Event::ServerEnded { dir, pid } if self.live.get(dir) == Some(pid) => {
                 self.live.remove(dir);
             }

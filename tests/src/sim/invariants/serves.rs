@@ -33,11 +33,9 @@ impl Invariant for Serves {
             _ => {}
         }
         match self.healed {
-            Some(healed) if at > healed + SERVES_WITHIN => Err(format!(
-                "not served {} s after healing: {}",
-                SERVES_WITHIN.as_secs(),
-                self.waiting
-            )),
+            Some(healed) if at > healed + SERVES_WITHIN => {
+                Err(format!("not served {} s after healing: {}", SERVES_WITHIN.as_secs(), self.waiting))
+            }
             _ => Ok(()),
         }
     }
