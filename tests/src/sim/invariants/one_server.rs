@@ -25,7 +25,10 @@ impl Invariant for OneServer {
         match event {
             Event::ServerStarted { dir, pid, .. } => {
                 if let Some(other) = self.live.insert(dir.clone(), *pid) {
-                    return Err(format!("server {pid} was started in {}, where {other} lives", dir.display()));
+                    return Err(format!(
+                        "server {pid} was started in {}, where {other} lives",
+                        dir.display()
+                    ));
                 }
             }
             Event::ServerEnded { dir, pid } if self.live.get(dir) == Some(pid) => {
