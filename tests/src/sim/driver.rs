@@ -32,6 +32,9 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// Longest time that a packet takes, while nothing is wrong.
 const LATENCY_MAX: Duration = Duration::from_millis(10);
 
+/// The safety phase goes on for so long after a fault that waited for its moment.
+const AFTER_MOMENT: Duration = Duration::from_secs(5);
+
 /// Events that a failure shows.
 const SHOWN_MAX: usize = 120;
 
@@ -119,6 +122,8 @@ struct Driver {
     due: BTreeMap<(Duration, u64), Action>,
     awaited: Vec<(Moment, Duration, Fault)>,
     seen: Vec<Seen>,
+    /// The safety phase lasts until then at the least.
+    not_before: Duration,
     /// Hosts whose agents are killed at the moment.
     down: BTreeSet<usize>,
     /// Ids that will never come back.
@@ -189,6 +194,7 @@ impl Driver {
             operator: Operator::new(scenario.wishes, SmallRng::seed_from_u64(scenario.seed ^ 0x0b5)),
             due: BTreeMap::new(),
             awaited: Vec::new(),
+            not_before: Duration::ZERO,
             down: BTreeSet::new(),
             lost: BTreeSet::new(),
             newest: Arc::default(),
@@ -218,7 +224,7 @@ impl Driver {
 
     /// Both phases; how long healing took.
     fn run(&mut self, ends: Duration) -> Result<Duration, Broken> {
-        while self.sim.elapsed() < ends || !self.awaited.is_empty() {
+        while self.sim.elapsed() < ends.max(self.not_before) || !self.awaited.is_empty() {
             self.step()?;
             if self.sim.elapsed() > ends * 4 {
                 let words = format!("these moments never came: {:?}", self.awaited);
@@ -400,6 +406,7 @@ impl Driver {
         self.awaited = awaited;
         let come: Vec<_> = come;
         for (_, after, fault) in come {
+            self.not_before = self.not_before.max(now + after + AFTER_MOMENT);
             self.plan(now + after, Action::Begin(fault));
         }
     }
