@@ -12,7 +12,7 @@ DENY_VERSION := 0.20.2
 MACHETE_VERSION := 0.9.2
 CARGO_DEB_VERSION := 3.8.0
 
-.PHONY: help demo test verify fix bench bench-load bench-formation package boot-test need-build need-server
+.PHONY: help demo test soak verify fix bench bench-load bench-formation package boot-test need-build need-server
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -38,6 +38,15 @@ verify: need-build ## Check form, lints, licences, dependencies and docs; change
 	$(NEED) cargo-tool cargo-deny $(DENY_VERSION)
 	cargo deny --locked check bans licenses sources
 	deploy/dev/check-advisories
+
+# Seeds of `make soak`, and how many agents its large mesh has.
+SEEDS ?= 3000
+FIRST ?= 1
+AGENTS ?= 300
+
+soak: need-build ## Simulate thousands of faulty meshes, and a large one; SEEDS=3000 FIRST=1 AGENTS=300
+	REDMESH_SIM_SEEDS=$(SEEDS) REDMESH_SIM_FIRST=$(FIRST) cargo test --locked -p redmesh-tests --test simulation -- --nocapture many_seeds
+	REDMESH_SIM_AGENTS=$(AGENTS) cargo test --locked -p redmesh-tests --test large -- --nocapture
 
 fix: need-build ## Format, and apply what clippy can by itself
 	cargo fmt --all

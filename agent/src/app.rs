@@ -14,8 +14,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-use crate::census::{Census, ParsedHosts};
-use crate::cluster::{self, AdminOptions, AdminPool};
+use crate::census::{Census, HeardCounts, ParsedHosts};
+use crate::cluster::{self, AdminOptions};
 use crate::config::{Config, OnAgentExit};
 use crate::consensus::{Consensus, ConsensusOptions};
 use crate::control::Control;
@@ -24,6 +24,7 @@ use crate::control::serve::Server;
 use crate::coordinator::Coordinator;
 use crate::coordinator::bootstrap::Bootstrap;
 use crate::coordinator::orders::Orders;
+use crate::effects::Effects;
 use crate::facts::{self, HostFacts};
 use crate::host::instances::{LocalSettings, Sources};
 use crate::host::joining::Joining;
@@ -37,7 +38,7 @@ use crate::mesh::{Mesh, MeshOptions};
 use crate::metrics;
 use crate::preflight::Reader;
 use crate::reload::{self, Reloads};
-use crate::supervisor::{OnExit, Supervisor, SupervisorOptions};
+use crate::supervisor::{OnExit, Supervise, SupervisorOptions};
 use crate::transport::Transport;
 use crate::transport::quic::{LocalPeer, QuicOptions, QuicTransport};
 
@@ -51,14 +52,15 @@ const FAREWELL_ROUNDS: u32 = 3;
 /// Between two looks at what the service manager should be told.
 const NOTIFY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// All that runs, in the order in which it is drained.
-struct Running {
+/// An agent: all that runs, in the order in which it is drained.
+pub struct Agent {
     shares: Shares,
     mesh: Mesh,
-    supervisor: Supervisor,
+    supervisor: Arc<dyn Supervise>,
     consensus: Consensus,
     transport: Arc<dyn Transport>,
     control: Control,
+    census: Census,
     tasks: JoinSet<&'static str>,
     cancel: CancellationToken,
     /// For the last counts to be gossiped.
@@ -67,23 +69,27 @@ struct Running {
     host: HostIdentity,
 }
 
-/// Runs an agent until `stop` is cancelled.
+impl std::fmt::Debug for Agent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Agent").field("host", &self.host).finish_non_exhaustive()
+    }
+}
+
+/// Runs an agent on this machine until `stop` is cancelled.
 ///
 /// # Errors
 /// What kept it from starting, or the part of it that failed.
 pub async fn run(config: Config, reloads: Reloads, stop: CancellationToken) -> Result<()> {
-    let mut running = build(config, reloads).await?;
-    let _ = sd_notify::notify(&[NotifyState::Ready]);
-    info!("ready");
-    let ended = watch_over(&mut running, &stop).await;
-    let _ = sd_notify::notify(&[NotifyState::Stopping]);
-    info!("stopping");
-    drain(running).await;
-    ended
+    let exposition = metrics::install().context("can't install the metrics recorder")?;
+    build(config, Effects::real(exposition, reloads)).await?.run(stop).await
 }
 
-async fn build(config: Config, reloads: Reloads) -> Result<Running> {
-    let exposition = metrics::install().context("can't install the metrics recorder")?;
+/// Makes an agent and starts all of its tasks.
+///
+/// # Errors
+/// What kept it from starting.
+pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
+    let Effects { wire, servers, admin, load, clock, exposition, reloads } = effects;
     let host = HostIdentity::open(&config.state_dir)
         .with_context(|| format!("state.dir = {}", config.state_dir.display()))?;
     let identity = tls::Identity::load(&config.identity_dir)
@@ -104,6 +110,7 @@ async fn build(config: Config, reloads: Reloads) -> Result<Running> {
         host_secret: *host.secret(),
         local: LocalPeer { id: host.id(), boot_id: host.generation(), mesh_name: config.mesh.name.clone() },
         mesh_id: known_mesh,
+        wire,
     })
     .context("can't open the mesh port")?;
     let udp_buffers = quic.udp_buffers();
@@ -146,7 +153,7 @@ async fn build(config: Config, reloads: Reloads) -> Result<Running> {
     let directives: Vec<_> = config.redis.directives.clone().into_iter().collect();
     cluster::redis_conf::check_directives(&directives)?;
     let password = cluster::redis_conf::password(&directives);
-    let supervisor = Supervisor::start(SupervisorOptions {
+    let supervisor = servers(SupervisorOptions {
         data_dir: config.redis.data_dir.clone(),
         server: config.redis.server.clone(),
         malloc_conf: config.redis.malloc_conf.clone(),
@@ -159,7 +166,7 @@ async fn build(config: Config, reloads: Reloads) -> Result<Running> {
         cancel: cancel.child_token(),
     })
     .context("can't start the supervisor")?;
-    let admin = AdminPool::new(AdminOptions { password: password.clone(), ..AdminOptions::default() });
+    let admin = admin(AdminOptions { password: password.clone(), ..AdminOptions::default() });
 
     let census = Census {
         host: host.id(),
@@ -169,12 +176,16 @@ async fn build(config: Config, reloads: Reloads) -> Result<Running> {
         levels: levels_cell.clone(),
         leadership: consensus.leadership(),
         parsed: ParsedHosts::default(),
+        heard: HeardCounts::default(),
+        clock: clock.clone(),
     };
     let shares = Shares::new(ShareSettings {
         host: host.id(),
         state_dir: config.state_dir.clone(),
         threads: config.load_threads,
         password: password.map(Password::from),
+        engine: load,
+        clock,
     });
     let orders = Orders::new(census.clone(), consensus.clone(), transport.clone());
     let rates = RateSampler::default();
@@ -194,6 +205,7 @@ async fn build(config: Config, reloads: Reloads) -> Result<Running> {
             base_port: config.redis.base_port,
             udp_buffers,
             supervisor: supervisor.clone(),
+            data_dir: config.redis.data_dir.clone(),
         },
         supervisor: supervisor.clone(),
     }));
@@ -264,11 +276,13 @@ async fn build(config: Config, reloads: Reloads) -> Result<Running> {
     tasks.spawn(named("agent metrics", gauges));
     let sweep = metrics::instances::sweep(host.id(), levels_cell.subscribe(), admin, cancel.clone());
     tasks.spawn(named("instance metrics", sweep));
-    let dirs =
-        vec![("state.dir", config.state_dir.clone()), ("redis.data_dir", config.redis.data_dir.clone())];
-    tasks.spawn(named("machine metrics", metrics::machine::update(quic.clone(), dirs, cancel.clone())));
-    tasks.spawn(named("reload", reload::on_hangup(reloads, config.clone(), quic, cancel.clone())));
-    if let Some(addr) = config.http_listen {
+    if let Some(reloads) = reloads {
+        let dirs =
+            vec![("state.dir", config.state_dir.clone()), ("redis.data_dir", config.redis.data_dir.clone())];
+        tasks.spawn(named("machine metrics", metrics::machine::update(quic.clone(), dirs, cancel.clone())));
+        tasks.spawn(named("reload", reload::on_hangup(reloads, config.clone(), quic, cancel.clone())));
+    }
+    if let (Some(addr), Some(exposition)) = (config.http_listen, exposition) {
         let listener = metrics::http::bind(addr).await.map_err(|words| anyhow!(words))?;
         let served = metrics::http::serve(listener, exposition, control.clone(), cancel.clone());
         tasks.spawn(named("http", async move {
@@ -278,7 +292,19 @@ async fn build(config: Config, reloads: Reloads) -> Result<Running> {
         }));
     }
     let farewell = config.mesh.gossip_interval * FAREWELL_ROUNDS;
-    Ok(Running { shares, mesh, supervisor, consensus, transport, control, tasks, cancel, farewell, host })
+    Ok(Agent {
+        shares,
+        mesh,
+        supervisor,
+        consensus,
+        transport,
+        control,
+        census,
+        tasks,
+        cancel,
+        farewell,
+        host,
+    })
 }
 
 /// Names a task, so that one that ends can be told.
@@ -322,45 +348,72 @@ fn somaxconn() -> Option<u32> {
     text.trim().parse().ok()
 }
 
-/// Until `stop`, or until a task ends that never should.
-async fn watch_over(running: &mut Running, stop: &CancellationToken) -> Result<()> {
-    let mut ticks = tokio::time::interval(NOTIFY_INTERVAL);
-    let mut said = None;
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            ended = running.tasks.join_next() => match ended {
-                Some(Ok(name)) => return Err(anyhow!("the task {name:?} ended by itself")),
-                Some(Err(error)) => return Err(anyhow!(error).context("a task failed")),
-                None => return Err(anyhow!("no task is left")),
-            },
-            _ = ticks.tick() => {
-                // From the loop that everything hangs on, so that a stuck one is noticed.
-                let _ = sd_notify::notify(&[NotifyState::Watchdog]);
-                let status = running.control.waiting_for().map_or_else(
-                    || "serving".to_owned(),
-                    |words| format!("waiting for {words}"),
-                );
-                if said.as_ref() != Some(&status) {
-                    let _ = sd_notify::notify(&[NotifyState::Status(&status)]);
-                    said = Some(status);
+impl Agent {
+    /// What it knows of the mesh.
+    pub fn census(&self) -> &Census {
+        &self.census
+    }
+
+    /// Answers what operators ask.
+    pub fn control(&self) -> &Control {
+        &self.control
+    }
+
+    /// Runs until `stop` is cancelled, then drains.
+    ///
+    /// # Errors
+    /// The part of it that failed; it is drained all the same.
+    pub async fn run(mut self, stop: CancellationToken) -> Result<()> {
+        let _ = sd_notify::notify(&[NotifyState::Ready]);
+        info!("ready");
+        let ended = self.watch_over(&stop).await;
+        let _ = sd_notify::notify(&[NotifyState::Stopping]);
+        info!("stopping");
+        self.drain().await;
+        ended
+    }
+
+    /// Until `stop`, or until a task ends that never should.
+    async fn watch_over(&mut self, stop: &CancellationToken) -> Result<()> {
+        let mut ticks = tokio::time::interval(NOTIFY_INTERVAL);
+        let mut said = None;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                ended = self.tasks.join_next() => match ended {
+                    Some(Ok(name)) => return Err(anyhow!("the task {name:?} ended by itself")),
+                    Some(Err(error)) => return Err(anyhow!(error).context("a task failed")),
+                    None => return Err(anyhow!("no task is left")),
+                },
+                _ = ticks.tick() => {
+                    // From the loop that everything hangs on, so that a stuck one is noticed.
+                    let _ = sd_notify::notify(&[NotifyState::Watchdog]);
+                    let status = self.control.waiting_for().map_or_else(
+                        || "serving".to_owned(),
+                        |words| format!("waiting for {words}"),
+                    );
+                    if said.as_ref() != Some(&status) {
+                        let _ = sd_notify::notify(&[NotifyState::Status(&status)]);
+                        said = Some(status);
+                    }
                 }
             }
         }
     }
-}
 
-async fn drain(running: Running) {
-    let Running { shares, mesh, supervisor, consensus, transport, mut tasks, cancel, farewell, host, .. } =
-        running;
-    if shares.drain(&mesh, DRAIN_SHARES).await {
-        tokio::time::sleep(farewell).await;
+    async fn drain(self) {
+        let Self {
+            shares, mesh, supervisor, consensus, transport, mut tasks, cancel, farewell, host, ..
+        } = self;
+        if shares.drain(&mesh, DRAIN_SHARES).await {
+            tokio::time::sleep(farewell).await;
+        }
+        cancel.cancel();
+        while tasks.join_next().await.is_some() {}
+        supervisor.shutdown().await;
+        consensus.shutdown().await;
+        mesh.shutdown().await;
+        transport.close().await;
+        drop(host);
     }
-    cancel.cancel();
-    while tasks.join_next().await.is_some() {}
-    supervisor.shutdown().await;
-    consensus.shutdown().await;
-    mesh.shutdown().await;
-    transport.close().await;
-    drop(host);
 }

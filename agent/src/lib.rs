@@ -25,6 +25,7 @@ pub mod coordinator;
 pub mod control;
 pub mod metrics;
 pub mod reload;
+pub mod effects;
 pub mod app;
 
 pub use redmesh_api::error_chain;

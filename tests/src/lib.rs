@@ -9,6 +9,7 @@ pub mod http;
 pub mod mesh;
 pub mod process;
 pub mod run;
+pub mod sim;
 pub mod tools;
 pub mod wait;
 

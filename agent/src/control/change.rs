@@ -11,7 +11,6 @@ use uuid::Uuid;
 
 use super::joining::{self, Refused};
 use super::{Control, apart, doctor, refused, runs, surveying, verify};
-use crate::clock::now_unix_ms;
 use crate::cluster::{self, PlanInput};
 use crate::consensus::{Applied, Command, ProposeError};
 use crate::coordinator::{account, settle};
@@ -119,7 +118,7 @@ impl Control {
             formation: surveyed.formation,
             spec,
             hosts,
-            created_unix_ms: now_unix_ms(),
+            created_unix_ms: self.census.clock.now_unix_ms(),
         };
         let planned = match cluster::plan(input, &mut rand::rng()) {
             Ok(planned) => planned,
@@ -201,7 +200,7 @@ impl Control {
                 ),
             );
         }
-        let created_unix_ms = now_unix_ms();
+        let created_unix_ms = self.census.clock.now_unix_ms();
         let run = Run {
             id: RunId(Uuid::new_v4()),
             shares,
@@ -225,7 +224,7 @@ impl Control {
             Err(refusal) => return ControlReply::Refused(refusal),
         };
         let share = joining::host_by_name(&self.census.hosts(), &request.host)
-            .and_then(|host| joining::added_share(run, request, host, now_unix_ms()));
+            .and_then(|host| joining::added_share(run, request, host, self.census.clock.now_unix_ms()));
         let (share, known) = match (share, u16::try_from(run.shares.len())) {
             (Ok(share), Ok(known)) => (share, known),
             (Err((kind, reason)), _) => return refused(kind, reason),

@@ -24,7 +24,6 @@ use redmesh_api::level::{ClusterPlan, PlanStage};
 use tokio::sync::{Mutex, watch};
 
 use crate::census::{Census, CensusHost};
-use crate::clock::now_unix_ms;
 use crate::coordinator::orders::Orders;
 use crate::peer::{self, PeerReply, PeerRequest};
 use crate::transport::{Transport, TransportError};
@@ -203,7 +202,8 @@ impl Control {
                 }
             })
             .collect();
-        let until_ms = plan.reached_unix_ms(PlanStage::Formed).unwrap_or_else(now_unix_ms);
+        let until_ms =
+            plan.reached_unix_ms(PlanStage::Formed).unwrap_or_else(|| self.census.clock.now_unix_ms());
         let since_ms = until_ms.saturating_sub(plan.created_unix_ms);
         let late = plan.stage != PlanStage::Formed && since_ms > formation_deadline_ms(plan.instances.len());
         let overdue = late.then(|| awaited(&plan, &hosts));

@@ -14,7 +14,6 @@ use tracing::{debug, warn};
 
 use super::Control;
 use crate::census::Census;
-use crate::clock::now_unix_ms;
 use crate::cluster::{AdminPool, Target};
 use crate::consensus::Consensus;
 use crate::host::shares::Shares;
@@ -22,7 +21,7 @@ use crate::host::views::Views;
 use crate::level::LevelError;
 use crate::peer::{HostSurvey, PeerReply, PeerRequest};
 use crate::preflight::Reader;
-use crate::supervisor::Supervisor;
+use crate::supervisor::Supervise;
 use crate::transport::{Handler, Peer};
 
 /// Serves all channels of this agent.
@@ -43,7 +42,7 @@ pub struct Server {
     /// Reads this host for a preflight.
     pub reader: Reader,
     /// Own instances' states and the server's version.
-    pub supervisor: Supervisor,
+    pub supervisor: Arc<dyn Supervise>,
 }
 
 #[async_trait]
@@ -93,7 +92,7 @@ impl Server {
             PeerRequest::CheckInstances => PeerReply::Views(self.views().await),
             PeerRequest::Convergence(plan) => PeerReply::Agreed(self.seen.borrow().agreeing.of(plan)),
             PeerRequest::RunReport(run) => PeerReply::Report(self.shares.report(run).await),
-            PeerRequest::Clock => PeerReply::Clock { unix_ms: now_unix_ms() },
+            PeerRequest::Clock => PeerReply::Clock { unix_ms: self.census.clock.now_unix_ms() },
             PeerRequest::Preflight { spec, plan } => match self.reader.read(&spec, plan).await {
                 Ok(readings) => PeerReply::Readings(Box::new(readings)),
                 Err(message) => PeerReply::Refused(Refusal { kind: RefusalKind::Internal, message }),

@@ -33,7 +33,6 @@ use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 
 use crate::census::{Census, CensusHost, Hosts};
-use crate::clock::now_unix_ms;
 use crate::consensus::voters::{HostState, STABILISATION, replace_voters};
 use crate::consensus::{Applied, Command, Consensus, VoterNode};
 use crate::host::convergence;
@@ -187,7 +186,7 @@ impl Coordinator {
             .filter(|run| run.stage != RunStage::Done)
             .map(|run| (run.id, self.hands.census.tallies(run)))
             .collect();
-        for step in steps::steps(&level, &seen, &tallies, now_unix_ms()) {
+        for step in steps::steps(&level, &seen, &tallies, self.hands.census.clock.now_unix_ms()) {
             let errand = match step {
                 Step::CloseRun { run, .. } => Errand::Close(run),
                 Step::AdvancePlan { plan, to: PlanStage::Formed } => Errand::Form(plan),
@@ -303,7 +302,7 @@ impl Hands {
         let command = match &step {
             Step::Found => Command::Found { mesh: MeshId(Uuid::new_v4()) },
             Step::AdvancePlan { plan, to } => {
-                let at_unix_ms = now_unix_ms();
+                let at_unix_ms = self.census.clock.now_unix_ms();
                 let convergence = match to {
                     PlanStage::Formed => self.convergence(*plan).await,
                     _ => None,
@@ -311,7 +310,10 @@ impl Hands {
                 Command::AdvancePlan { plan: *plan, to: *to, at_unix_ms, convergence }
             }
             Step::NameNodes { plan } => match naming::node_ids(&self.census, &*self.transport, *plan).await {
-                Ok(ids) => Command::NameNodes { plan: *plan, ids, at_unix_ms: now_unix_ms() },
+                Ok(ids) => {
+                    let at_unix_ms = self.census.clock.now_unix_ms();
+                    Command::NameNodes { plan: *plan, ids, at_unix_ms }
+                }
                 Err(reason) => {
                     warn!(reason, "not all servers say their node ids, asked again");
                     tokio::time::sleep(naming::RETRY_INTERVAL).await;

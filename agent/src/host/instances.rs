@@ -23,7 +23,7 @@ use crate::facts::{self, Observed, ShareLost};
 use crate::level::LevelCell;
 use crate::mesh::Mesh;
 use crate::supervisor::{
-    InstanceStatus, Phase, ProcessError, Run, Supervisor, SupervisorError, WantedInstance, WantedLevel,
+    InstanceStatus, Phase, ProcessError, Run, Supervise, SupervisorError, WantedInstance, WantedLevel,
 };
 
 /// Time for the replicas of a failed primary to elect one of them.
@@ -219,7 +219,7 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(3);
 /// could not be taken, which is tried again (a missing redis-server can be installed).
 pub async fn reconcile(
     mut levels: watch::Receiver<Arc<Level>>,
-    supervisor: Supervisor,
+    supervisor: Arc<dyn Supervise>,
     local: LocalSettings,
     refused: watch::Sender<Option<String>>,
     cancel: CancellationToken,
@@ -232,17 +232,19 @@ pub async fn reconcile(
             Some(plan) if plan.spec.servers == Servers::Existing => None,
             // A level that only brings other runs: a plan of a thousand instances is
             // megabytes of files, and nothing about them has changed.
-            Some(plan) if done != Some((plan.id, plan.stage)) => match put(plan, &supervisor, &local).await {
-                Ok(()) => {
-                    done = Some((plan.id, plan.stage));
-                    None
+            Some(plan) if done != Some((plan.id, plan.stage)) => {
+                match put(plan, &*supervisor, &local).await {
+                    Ok(()) => {
+                        done = Some((plan.id, plan.stage));
+                        None
+                    }
+                    Err(error) => {
+                        let words = crate::error_chain(&error);
+                        warn!(error = words, "the plan can't be carried out on this host");
+                        Some(words)
+                    }
                 }
-                Err(error) => {
-                    let words = crate::error_chain(&error);
-                    warn!(error = words, "the plan can't be carried out on this host");
-                    Some(words)
-                }
-            },
+            }
             _ => None,
         };
         let pause = if words.is_some() { RETRY_INTERVAL } else { Duration::MAX };
@@ -255,7 +257,11 @@ pub async fn reconcile(
     }
 }
 
-async fn put(plan: &ClusterPlan, supervisor: &Supervisor, local: &LocalSettings) -> Result<(), WantedError> {
+async fn put(
+    plan: &ClusterPlan,
+    supervisor: &dyn Supervise,
+    local: &LocalSettings,
+) -> Result<(), WantedError> {
     let text = supervisor.server_version().await.map_err(WantedError::Binary)?;
     let version = ServerVersion::parse(&text).map_err(WantedError::Version)?;
     let (plan, local) = (plan.clone(), local.clone());

@@ -24,6 +24,7 @@ pub mod quota;
 mod read_back;
 pub mod resp;
 pub mod routing;
+mod running;
 mod schedule;
 mod shared;
 mod thread;
@@ -40,6 +41,7 @@ use redmesh_api::ids::{HostId, RunId};
 use redmesh_api::workload::Workload;
 
 pub use engine::{Engine, ShareHandle};
+pub use running::{LoadEngine, RunningShare, ShareFigures};
 pub use shared::ShareView;
 pub use written::{EXCEPTIONS_MAX, Exception, Written};
 

@@ -4,6 +4,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use redmesh_api::ids::PlanId;
 use redmesh_api::level::ClusterSpec;
@@ -11,7 +12,7 @@ use rustix::process::{Resource, getrlimit};
 use serde::{Deserialize, Serialize};
 
 use super::texts;
-use crate::supervisor::{DirProblem, PortProblem, Supervisor};
+use crate::supervisor::{DirProblem, PortProblem, Supervise};
 
 /// What one host found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,7 +90,9 @@ pub struct Reader {
     /// Buffers that the agent's UDP socket was given, bytes.
     pub udp_buffers: (u64, u64),
     /// Its servers.
-    pub supervisor: Supervisor,
+    pub supervisor: Arc<dyn Supervise>,
+    /// Where the instances' directories lie.
+    pub data_dir: PathBuf,
 }
 
 impl Reader {
@@ -103,7 +106,7 @@ impl Reader {
         let words = |error: crate::supervisor::ProcessError| crate::error_chain(&error);
         let survey = self.supervisor.survey(addrs, plan).await.map_err(words)?;
         let server = self.supervisor.server_version().await.map_err(words);
-        let (ip, data_dir) = (self.redis_ip, self.supervisor.data_dir().to_owned());
+        let (ip, data_dir) = (self.redis_ip, self.data_dir.clone());
         let disk_dir = data_dir.clone();
         let host = tokio::task::spawn_blocking(move || read_host(ip, &disk_dir));
         let host = host.await.map_err(|_| "interrupted by the agent's end".to_owned())?;

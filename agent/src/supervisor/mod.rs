@@ -25,6 +25,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
 use redmesh_api::ids::PlanId;
 use redmesh_api::level::BUS_PORT_OFFSET;
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
@@ -223,6 +224,58 @@ pub enum SupervisorError {
     /// The supervisor has ended.
     #[error("the supervisor has ended")]
     Ended,
+}
+
+/// What runs a host's servers, as the rest of the agent sees it. [`Supervisor`] is the real
+/// one; a simulation brings servers without processes.
+#[async_trait]
+pub trait Supervise: fmt::Debug + Send + Sync {
+    /// See [`Supervisor::set_wanted`].
+    ///
+    /// # Errors
+    /// [`SupervisorError`]; what was wanted before still is.
+    async fn set_wanted(&self, level: WantedLevel) -> Result<(), SupervisorError>;
+
+    /// See [`Supervisor::statuses`].
+    fn statuses(&self) -> watch::Receiver<Arc<Vec<InstanceStatus>>>;
+
+    /// See [`Supervisor::server_version`].
+    ///
+    /// # Errors
+    /// [`ProcessError`].
+    async fn server_version(&self) -> Result<String, ProcessError>;
+
+    /// See [`Supervisor::survey`].
+    ///
+    /// # Errors
+    /// [`ProcessError`].
+    async fn survey(&self, addrs: Vec<SocketAddr>, plan: Option<PlanId>) -> Result<Survey, ProcessError>;
+
+    /// See [`Supervisor::shutdown`].
+    async fn shutdown(&self);
+}
+
+#[async_trait]
+impl Supervise for Supervisor {
+    async fn set_wanted(&self, level: WantedLevel) -> Result<(), SupervisorError> {
+        Self::set_wanted(self, level).await
+    }
+
+    fn statuses(&self) -> watch::Receiver<Arc<Vec<InstanceStatus>>> {
+        Self::statuses(self)
+    }
+
+    async fn server_version(&self) -> Result<String, ProcessError> {
+        Self::server_version(self).await
+    }
+
+    async fn survey(&self, addrs: Vec<SocketAddr>, plan: Option<PlanId>) -> Result<Survey, ProcessError> {
+        Self::survey(self, addrs, plan).await
+    }
+
+    async fn shutdown(&self) {
+        Self::shutdown(self).await;
+    }
 }
 
 pub(crate) enum Command {

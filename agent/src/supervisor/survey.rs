@@ -62,11 +62,6 @@ impl Supervisor {
         let blocking = move || survey(&addrs, &own, &data_dir, plan);
         tokio::task::spawn_blocking(blocking).await.map_err(|_| ProcessError::Interrupted)
     }
-
-    /// Where the instances' directories lie.
-    pub fn data_dir(&self) -> &Path {
-        &self.data_dir
-    }
 }
 
 fn survey(addrs: &[SocketAddr], own: &BTreeSet<SocketAddr>, data_dir: &Path, plan: Option<PlanId>) -> Survey {

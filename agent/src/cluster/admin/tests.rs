@@ -222,7 +222,8 @@ async fn a_password_is_used_and_connections_are_bounded() {
     }
     let options = AdminOptions { password: Some("top secret".into()), connections_max: 2 };
     assert!(!format!("{options:?}").contains("secret"));
-    let pool = AdminPool::new(options);
+    let connections = Arc::new(Connections::new(options));
+    let pool = AdminPool::over(connections.clone());
     for addr in &addrs {
         let deadline = Instant::now() + PATIENCE;
         while let Err(error) = pool.cluster_info(*addr).await {
@@ -231,7 +232,7 @@ async fn a_password_is_used_and_connections_are_bounded() {
         }
         assert!(!pool.cluster_info(*addr).await.unwrap().state_ok);
     }
-    assert_eq!(pool.connections().len(), 2);
+    assert_eq!(connections.count(), 2);
     pool.meet(addrs[0], addrs[1]).await.unwrap();
     let refused = AdminPool::new(AdminOptions::default()).cluster_info(addrs[0]).await.unwrap_err();
     assert!(crate::error_chain(&refused).contains("NOAUTH"), "{refused:?}");

@@ -34,7 +34,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use quinn::{Connection, Endpoint, EndpointConfig, TokioRuntime, VarInt};
+use quinn::{AsyncUdpSocket, Connection, Endpoint, EndpointConfig, TokioRuntime, VarInt};
 use quinn_proto::HashedConnectionIdGenerator;
 use redmesh_api::codec::Channel;
 use redmesh_api::frames::{self, CLOSE_DONE, FrameError};
@@ -81,6 +81,17 @@ pub struct QuicOptions {
     pub local: LocalPeer,
     /// The mesh that we have joined, once we have.
     pub mesh_id: watch::Receiver<Option<MeshId>>,
+    /// Carries the packets in the place of a UDP socket of ours.
+    pub wire: Option<Wire>,
+}
+
+/// Packets and randomness of somebody else's making: those of a simulated network.
+#[derive(Debug)]
+pub struct Wire {
+    /// Bound already; where it listens counts, not [`QuicOptions::listen`].
+    pub socket: Arc<dyn AsyncUdpSocket>,
+    /// What QUIC draws is drawn from here.
+    pub rng_seed: [u8; 32],
 }
 
 /// What peers are told about us besides the certificate's name.
@@ -271,7 +282,7 @@ impl QuicTransport {
     /// Listens; must be called inside a tokio runtime. Requests of peers wait until
     /// [`Transport::serve`].
     pub fn bind(options: QuicOptions) -> Result<Arc<Self>, BindError> {
-        let QuicOptions { listen, mut advertise, identity, host_secret, local, mesh_id } = options;
+        let QuicOptions { listen, mut advertise, identity, host_secret, local, mesh_id, wire } = options;
         Self::check_identity(&identity, advertise)?;
         let name = identity.name().to_owned();
         let server = tls::quic_server_config(&identity).map_err(BindError::Tls)?;
@@ -281,19 +292,20 @@ impl QuicTransport {
             ErrorKind::AddrNotAvailable => BindError::NoSuchAddress { addr: listen },
             _ => BindError::Socket { addr: listen, source },
         };
-        let socket = UdpSocket::bind(listen).map_err(failed)?;
-        // As large as the system allows; a small one only costs speed.
-        let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, SOCKET_BUFFER_BYTES);
-        let _ = rustix::net::sockopt::set_socket_send_buffer_size(&socket, SOCKET_BUFFER_BYTES);
-        // The kernel doubles what it gives, for its own book-keeping (socket(7)).
-        let given = |size: rustix::io::Result<usize>| size.map_or(0, |bytes| bytes as u64 / 2);
-        let udp_buffers = (
-            given(rustix::net::sockopt::socket_recv_buffer_size(&socket)),
-            given(rustix::net::sockopt::socket_send_buffer_size(&socket)),
-        );
-        let bound = socket.local_addr().map_err(failed)?;
-        let config = endpoint_config(&host_secret);
-        let endpoint = Endpoint::new(config, Some(server), socket, Arc::new(TokioRuntime)).map_err(failed)?;
+        let mut config = endpoint_config(&host_secret);
+        let runtime = Arc::new(TokioRuntime);
+        let (endpoint, udp_buffers) = match wire {
+            None => {
+                let (socket, buffers) = bind_udp(listen).map_err(failed)?;
+                (Endpoint::new(config, Some(server), socket, runtime), buffers)
+            }
+            Some(Wire { socket, rng_seed }) => {
+                config.rng_seed(Some(rng_seed));
+                (Endpoint::new_with_abstract_socket(config, Some(server), socket, runtime), (0, 0))
+            }
+        };
+        let endpoint = endpoint.map_err(failed)?;
+        let bound = endpoint.local_addr().map_err(failed)?;
         let dialling = RwLock::new(Dialling { client, valid_until_unix_s: identity.valid_until_unix_s() });
         if listen.port() == 0 {
             advertise.set_port(bound.port());
@@ -389,6 +401,21 @@ impl QuicTransport {
         let error = ended.expect("the loop ran, and did not return");
         Err(lost(to, FrameError::Connection(error)))
     }
+}
+
+/// Binds with buffers as large as the system allows (small ones only cost speed), and tells
+/// how large they are: receiving and sending, bytes.
+fn bind_udp(listen: SocketAddr) -> io::Result<(UdpSocket, (u64, u64))> {
+    let socket = UdpSocket::bind(listen)?;
+    let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, SOCKET_BUFFER_BYTES);
+    let _ = rustix::net::sockopt::set_socket_send_buffer_size(&socket, SOCKET_BUFFER_BYTES);
+    // The kernel doubles what it gives, for its own book-keeping (socket(7)).
+    let given = |size: rustix::io::Result<usize>| size.map_or(0, |bytes| bytes as u64 / 2);
+    let buffers = (
+        given(rustix::net::sockopt::socket_recv_buffer_size(&socket)),
+        given(rustix::net::sockopt::socket_send_buffer_size(&socket)),
+    );
+    Ok((socket, buffers))
 }
 
 /// Keys from the host's secret, one for each use.

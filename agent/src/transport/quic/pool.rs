@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use quinn::{ConnectionError, VarInt};
 use redmesh_api::codec::{self, Channel};
@@ -17,7 +17,7 @@ use redmesh_api::frames::{self, CLOSE_DONE, CLOSE_REFUSED, FrameError};
 use redmesh_api::ids::{HostId, MeshId};
 use redmesh_api::tls;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::Shared;
 use super::hello::{self, Certified, Hello, HelloReply};
