@@ -10,8 +10,9 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 # Tools that `verify` uses, at the versions that it was last seen to pass with.
 DENY_VERSION := 0.20.2
 MACHETE_VERSION := 0.9.2
+CARGO_DEB_VERSION := 3.8.0
 
-.PHONY: help demo test fuzz verify fix bench bench-load need-build need-server
+.PHONY: help demo test fuzz soak verify fix bench bench-load bench-formation package boot-test need-build need-server
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -21,6 +22,7 @@ demo: need-build need-server ## Form a mesh on this machine, write into it, repo
 	$(TARGET)/release/redmeshctl demo $(DEMO_ARGS)
 
 test: need-build need-server ## Run all tests, with real redis-servers
+	$(NEED) unpacked prometheus || true
 	cargo build --locked --workspace --bins
 	cargo test --locked --workspace --no-fail-fast --lib --bins --tests
 
@@ -29,11 +31,22 @@ verify: need-build ## Check form, lints, licences, dependencies and docs; change
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings cargo doc --locked --no-deps --workspace
 	deploy/dev/check-code-map
+	$(NEED) unpacked prometheus || true
+	deploy/dev/check-deploy
 	$(NEED) cargo-tool cargo-machete $(MACHETE_VERSION)
 	cargo machete
 	$(NEED) cargo-tool cargo-deny $(DENY_VERSION)
 	cargo deny --locked check bans licenses sources
 	deploy/dev/check-advisories
+
+# Seeds of `make soak`, and how many agents its large mesh has.
+SEEDS ?= 3000
+FIRST ?= 1
+AGENTS ?= 300
+
+soak: need-build ## Simulate thousands of faulty meshes, and a large one; SEEDS=3000 FIRST=1 AGENTS=300
+	REDMESH_SIM_SEEDS=$(SEEDS) REDMESH_SIM_FIRST=$(FIRST) cargo test --locked -p redmesh-tests --test simulation -- --nocapture many_seeds
+	REDMESH_SIM_AGENTS=$(AGENTS) cargo test --locked -p redmesh-tests --test large -- --nocapture
 
 fix: need-build ## Format, and apply what clippy can by itself
 	cargo fmt --all
@@ -54,6 +67,25 @@ fuzz: need-build need-server ## Feed changed bytes to every parser of outside by
 bench-load: need-build need-server ## Compare the load with redis-benchmark; INSTANCES=30|100 SECONDS=5 ROUNDS=3
 	cargo build --locked --release -p redmesh-agent -p redmeshctl -p redmesh-benches --bins
 	$(TARGET)/release/redmesh-bench-load --instances $(INSTANCES) --seconds $(SECONDS) --rounds $(ROUNDS) $(BENCH_ARGS)
+
+# Options of bench-formation: make bench-formation SIZES=100,200 FORMATION_ROUNDS=1 LARGEST=500.
+SIZES ?= 100,200,300
+FORMATION_ROUNDS ?= 3
+
+bench-formation: need-build need-server ## Compare forming a cluster with redis-cli; SIZES=100,200,300 FORMATION_ROUNDS=3 LARGEST=N
+	cargo build --locked --release -p redmesh-agent -p redmeshctl -p redmesh-benches --bins
+	$(TARGET)/release/redmesh-bench-formation --instances $(SIZES) --rounds $(FORMATION_ROUNDS) \
+	  $(if $(LARGEST),--largest $(LARGEST)) $(BENCH_ARGS)
+
+package: need-build ## Build the Debian packages into target/debian
+	$(NEED) cargo-tool cargo-deb $(CARGO_DEB_VERSION)
+	cargo build --locked --release -p redmesh-agent -p redmeshctl
+	deploy/dev/package
+	@if command -v lintian >/dev/null; then lintian --fail-on error $(TARGET)/debian/*.deb; \
+	else echo "lintian: skipped, because it isn't installed" >&2; fi
+
+boot-test: ## Boot two hosts with the packages (systemd-nspawn, root): make package first
+	deploy/dev/boot-test
 
 need-build:
 	@$(NEED) build

@@ -15,8 +15,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-use crate::census::{Census, ParsedHosts};
-use crate::cluster::{self, AdminOptions, AdminPool};
+use crate::census::{Census, HeardCounts, ParsedHosts};
+use crate::cluster::{self, AdminOptions};
 use crate::config::{Config, OnAgentExit, RedisAuth};
 use crate::consensus::{Consensus, ConsensusOptions};
 use crate::control::Control;
@@ -25,18 +25,22 @@ use crate::control::serve::Server;
 use crate::coordinator::Coordinator;
 use crate::coordinator::bootstrap::Bootstrap;
 use crate::coordinator::orders::Orders;
+use crate::effects::Effects;
 use crate::facts::{self, HostFacts};
 use crate::host::instances::{LocalSettings, Sources};
+use crate::host::joining::Joining;
 use crate::host::shares::{ShareSettings, Shares};
 use crate::host::views::Views;
-use crate::host::{instances, levels, shares, views};
+use crate::host::{instances, joining, levels, settling, shares, views};
 use crate::identity::HostIdentity;
 use crate::level::LevelCell;
 use crate::login::Login;
 use crate::mesh::{Mesh, MeshOptions};
 use crate::metrics;
+use crate::preflight::Reader;
+use crate::reload::{self, Reloads};
 use crate::renewal;
-use crate::supervisor::{OnExit, Supervisor, SupervisorOptions};
+use crate::supervisor::{OnExit, Supervise, SupervisorOptions};
 use crate::transport::Transport;
 use crate::transport::quic::{LocalPeer, QuicOptions, QuicTransport};
 
@@ -50,14 +54,15 @@ const FAREWELL_ROUNDS: u32 = 3;
 /// Between two looks at what the service manager should be told.
 const NOTIFY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// All that runs, in the order in which it is drained.
-struct Running {
+/// An agent: all that runs, in the order in which it is drained.
+pub struct Agent {
     shares: Shares,
     mesh: Mesh,
-    supervisor: Supervisor,
+    supervisor: Arc<dyn Supervise>,
     consensus: Consensus,
     transport: Arc<dyn Transport>,
     control: Control,
+    census: Census,
     tasks: JoinSet<&'static str>,
     cancel: CancellationToken,
     /// For the last counts to be gossiped.
@@ -66,23 +71,27 @@ struct Running {
     host: HostIdentity,
 }
 
-/// Runs an agent until `stop` is cancelled.
+impl std::fmt::Debug for Agent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Agent").field("host", &self.host).finish_non_exhaustive()
+    }
+}
+
+/// Runs an agent on this machine until `stop` is cancelled.
 ///
 /// # Errors
 /// What kept it from starting, or the part of it that failed.
-pub async fn run(config: Config, stop: CancellationToken) -> Result<()> {
-    let mut running = build(config).await?;
-    let _ = sd_notify::notify(&[NotifyState::Ready]);
-    info!("ready");
-    let ended = watch_over(&mut running, &stop).await;
-    let _ = sd_notify::notify(&[NotifyState::Stopping]);
-    info!("stopping");
-    drain(running).await;
-    ended
+pub async fn run(config: Config, reloads: Reloads, stop: CancellationToken) -> Result<()> {
+    let exposition = metrics::install().context("can't install the metrics recorder")?;
+    build(config, Effects::real(exposition, reloads)).await?.run(stop).await
 }
 
-async fn build(config: Config) -> Result<Running> {
-    let exposition = metrics::install().context("can't install the metrics recorder")?;
+/// Makes an agent and starts all of its tasks.
+///
+/// # Errors
+/// What kept it from starting.
+pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
+    let Effects { wire, servers, admin, load, clock, exposition, reloads } = effects;
     let host = HostIdentity::open(&config.state_dir)
         .with_context(|| format!("state.dir = {}", config.state_dir.display()))?;
     let identity = tls::Identity::load(&config.identity_dir)
@@ -103,11 +112,11 @@ async fn build(config: Config) -> Result<Running> {
         host_secret: *host.secret(),
         local: LocalPeer { id: host.id(), boot_id: host.generation(), mesh_name: config.mesh.name.clone() },
         mesh_id: known_mesh,
+        wire,
     })
     .context("can't open the mesh port")?;
-    let renewing = renewal::watch(config.identity_dir.clone(), identity, quic.clone(), cancel.clone());
-    tasks.spawn(named("certificate", renewing));
-    let transport: Arc<dyn Transport> = quic;
+    let udp_buffers = quic.udp_buffers();
+    let transport: Arc<dyn Transport> = quic.clone();
 
     let host_facts = HostFacts {
         name: name.clone(),
@@ -138,7 +147,8 @@ async fn build(config: Config) -> Result<Running> {
         Arc::new(move |id| view.borrow().members.get(&id).map(|member| member.addr))
     };
     let in_mesh = levels_cell.get().mesh.is_some();
-    let options = ConsensusOptions { in_mesh, ..ConsensusOptions::new(host.id(), name, &config.state_dir) };
+    let options =
+        ConsensusOptions { in_mesh, ..ConsensusOptions::new(host.id(), name.clone(), &config.state_dir) };
     let consensus =
         Consensus::start(options, transport.clone(), resolve).await.context("can't start the Raft node")?;
 
@@ -147,10 +157,12 @@ async fn build(config: Config) -> Result<Running> {
     let secret = redis_secret(&config)?;
     let default_user = || cluster::redis_conf::password(&directives).map(Login::default_user);
     let login = secret.as_ref().map(Login::agent).or_else(default_user);
-    let supervisor = Supervisor::start(SupervisorOptions {
+    let supervisor = servers(SupervisorOptions {
         data_dir: config.redis.data_dir.clone(),
         server: config.redis.server.clone(),
+        malloc_conf: config.redis.malloc_conf.clone(),
         login: login.clone(),
+        release_at_once: config.redis.release_at_once,
         on_exit: match config.redis.on_agent_exit {
             OnAgentExit::Leave => OnExit::Leave,
             OnAgentExit::Stop => OnExit::Stop,
@@ -158,7 +170,7 @@ async fn build(config: Config) -> Result<Running> {
         cancel: cancel.child_token(),
     })
     .context("can't start the supervisor")?;
-    let admin = AdminPool::new(AdminOptions { login: login.clone(), ..AdminOptions::default() });
+    let admin = admin(AdminOptions { login: login.clone(), ..AdminOptions::default() });
 
     let census = Census {
         host: host.id(),
@@ -168,15 +180,20 @@ async fn build(config: Config) -> Result<Running> {
         levels: levels_cell.clone(),
         leadership: consensus.leadership(),
         parsed: ParsedHosts::default(),
+        heard: HeardCounts::default(),
+        clock: clock.clone(),
     };
     let shares = Shares::new(ShareSettings {
         host: host.id(),
         state_dir: config.state_dir.clone(),
         threads: config.load_threads,
         login,
+        engine: load,
+        clock,
     });
     let orders = Orders::new(census.clone(), consensus.clone(), transport.clone());
     let rates = RateSampler::default();
+    let (viewed, seen) = watch::channel(Arc::new(Views::default()));
     let (waiting, awaited) = watch::channel(Some("gossip to begin".to_owned()));
     let control = Control::new(census.clone(), transport.clone(), orders.clone(), rates.clone(), awaited);
     transport.serve(Arc::new(Server {
@@ -185,7 +202,16 @@ async fn build(config: Config) -> Result<Running> {
         consensus: consensus.clone(),
         admin: admin.clone(),
         shares: shares.clone(),
-        statuses: supervisor.statuses(),
+        seen: seen.clone(),
+        reader: Reader {
+            name,
+            redis_ip: config.redis.ip,
+            base_port: config.redis.base_port,
+            udp_buffers,
+            supervisor: supervisor.clone(),
+            data_dir: config.redis.data_dir.clone(),
+        },
+        supervisor: supervisor.clone(),
     }));
 
     // The level: in from Raft and peers, out as what this host knows of leadership.
@@ -205,18 +231,30 @@ async fn build(config: Config) -> Result<Running> {
         somaxconn: somaxconn(),
         secret,
     };
-    let reconcile =
-        instances::reconcile(levels_cell.subscribe(), supervisor.clone(), local, refused, cancel.clone());
+    let reconcile = instances::reconcile(
+        levels_cell.subscribe(),
+        supervisor.clone(),
+        local.clone(),
+        refused,
+        cancel.clone(),
+    );
     tasks.spawn(named("instances", reconcile));
-    let (viewed, seen) = watch::channel(Arc::new(Views::default()));
+    let (unsettled, settled) = watch::channel(None);
+    let settle = settling::settle(levels_cell.subscribe(), admin.clone(), local, unsettled, cancel.clone());
+    tasks.spawn(named("settling", settle));
     let watching =
         views::watch_views(host.id(), levels_cell.subscribe(), admin.clone(), viewed, cancel.clone());
     tasks.spawn(named("views", watching));
+    let (joined, progress) = watch::channel(Joining::default());
+    let joins = joining::join(host.id(), levels_cell.subscribe(), admin.clone(), joined, cancel.clone());
+    tasks.spawn(named("joining", joins));
     let sources = Sources {
         levels: levels_cell.clone(),
         statuses: supervisor.statuses(),
         views: seen,
+        joining: progress,
         refused: refusals,
+        unsettled: settled,
         shares: shares.clone(),
     };
     tasks.spawn(named("observed", instances::publish(host.id(), sources, mesh.clone(), cancel.clone())));
@@ -243,7 +281,15 @@ async fn build(config: Config) -> Result<Running> {
     tasks.spawn(named("agent metrics", gauges));
     let sweep = metrics::instances::sweep(host.id(), levels_cell.subscribe(), admin, cancel.clone());
     tasks.spawn(named("instance metrics", sweep));
-    if let Some(addr) = config.http_listen {
+    if let Some(reloads) = reloads {
+        let dirs =
+            vec![("state.dir", config.state_dir.clone()), ("redis.data_dir", config.redis.data_dir.clone())];
+        tasks.spawn(named("machine metrics", metrics::machine::update(quic.clone(), dirs, cancel.clone())));
+        let renewing = renewal::watch(config.identity_dir.clone(), identity, quic.clone(), cancel.clone());
+        tasks.spawn(named("certificate", renewing));
+        tasks.spawn(named("reload", reload::on_hangup(reloads, config.clone(), quic, cancel.clone())));
+    }
+    if let (Some(addr), Some(exposition)) = (config.http_listen, exposition) {
         let listener = metrics::http::bind(addr).await.map_err(|words| anyhow!(words))?;
         let served = metrics::http::serve(listener, exposition, control.clone(), cancel.clone());
         tasks.spawn(named("http", async move {
@@ -253,7 +299,19 @@ async fn build(config: Config) -> Result<Running> {
         }));
     }
     let farewell = config.mesh.gossip_interval * FAREWELL_ROUNDS;
-    Ok(Running { shares, mesh, supervisor, consensus, transport, control, tasks, cancel, farewell, host })
+    Ok(Agent {
+        shares,
+        mesh,
+        supervisor,
+        consensus,
+        transport,
+        control,
+        census,
+        tasks,
+        cancel,
+        farewell,
+        host,
+    })
 }
 
 /// The secret of the servers' passwords, as far as the configuration wants any.
@@ -311,45 +369,72 @@ fn somaxconn() -> Option<u32> {
     text.trim().parse().ok()
 }
 
-/// Until `stop`, or until a task ends that never should.
-async fn watch_over(running: &mut Running, stop: &CancellationToken) -> Result<()> {
-    let mut ticks = tokio::time::interval(NOTIFY_INTERVAL);
-    let mut said = None;
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            ended = running.tasks.join_next() => match ended {
-                Some(Ok(name)) => return Err(anyhow!("the task {name:?} ended by itself")),
-                Some(Err(error)) => return Err(anyhow!(error).context("a task failed")),
-                None => return Err(anyhow!("no task is left")),
-            },
-            _ = ticks.tick() => {
-                // From the loop that everything hangs on, so that a stuck one is noticed.
-                let _ = sd_notify::notify(&[NotifyState::Watchdog]);
-                let status = running.control.waiting_for().map_or_else(
-                    || "serving".to_owned(),
-                    |words| format!("waiting for {words}"),
-                );
-                if said.as_ref() != Some(&status) {
-                    let _ = sd_notify::notify(&[NotifyState::Status(&status)]);
-                    said = Some(status);
+impl Agent {
+    /// What it knows of the mesh.
+    pub fn census(&self) -> &Census {
+        &self.census
+    }
+
+    /// Answers what operators ask.
+    pub fn control(&self) -> &Control {
+        &self.control
+    }
+
+    /// Runs until `stop` is cancelled, then drains.
+    ///
+    /// # Errors
+    /// The part of it that failed; it is drained all the same.
+    pub async fn run(mut self, stop: CancellationToken) -> Result<()> {
+        let _ = sd_notify::notify(&[NotifyState::Ready]);
+        info!("ready");
+        let ended = self.watch_over(&stop).await;
+        let _ = sd_notify::notify(&[NotifyState::Stopping]);
+        info!("stopping");
+        self.drain().await;
+        ended
+    }
+
+    /// Until `stop`, or until a task ends that never should.
+    async fn watch_over(&mut self, stop: &CancellationToken) -> Result<()> {
+        let mut ticks = tokio::time::interval(NOTIFY_INTERVAL);
+        let mut said = None;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                ended = self.tasks.join_next() => match ended {
+                    Some(Ok(name)) => return Err(anyhow!("the task {name:?} ended by itself")),
+                    Some(Err(error)) => return Err(anyhow!(error).context("a task failed")),
+                    None => return Err(anyhow!("no task is left")),
+                },
+                _ = ticks.tick() => {
+                    // From the loop that everything hangs on, so that a stuck one is noticed.
+                    let _ = sd_notify::notify(&[NotifyState::Watchdog]);
+                    let status = self.control.waiting_for().map_or_else(
+                        || "serving".to_owned(),
+                        |words| format!("waiting for {words}"),
+                    );
+                    if said.as_ref() != Some(&status) {
+                        let _ = sd_notify::notify(&[NotifyState::Status(&status)]);
+                        said = Some(status);
+                    }
                 }
             }
         }
     }
-}
 
-async fn drain(running: Running) {
-    let Running { shares, mesh, supervisor, consensus, transport, mut tasks, cancel, farewell, host, .. } =
-        running;
-    if shares.drain(&mesh, DRAIN_SHARES).await {
-        tokio::time::sleep(farewell).await;
+    async fn drain(self) {
+        let Self {
+            shares, mesh, supervisor, consensus, transport, mut tasks, cancel, farewell, host, ..
+        } = self;
+        if shares.drain(&mesh, DRAIN_SHARES).await {
+            tokio::time::sleep(farewell).await;
+        }
+        cancel.cancel();
+        while tasks.join_next().await.is_some() {}
+        supervisor.shutdown().await;
+        consensus.shutdown().await;
+        mesh.shutdown().await;
+        transport.close().await;
+        drop(host);
     }
-    cancel.cancel();
-    while tasks.join_next().await.is_some() {}
-    supervisor.shutdown().await;
-    consensus.shutdown().await;
-    mesh.shutdown().await;
-    transport.close().await;
-    drop(host);
 }

@@ -12,6 +12,7 @@ use redmesh_api::level::Level;
 use redmesh_api::run::{Run, Tally};
 use tokio::sync::watch;
 
+use crate::clock::WallClock;
 use crate::consensus::Leadership;
 use crate::facts::{self, HostFacts, LeadFacts, Observed};
 use crate::level::LevelCell;
@@ -70,6 +71,10 @@ pub struct Census {
     pub leadership: watch::Receiver<Leadership>,
     /// What the newest view says of its hosts.
     pub parsed: ParsedHosts,
+    /// Counts of the open run that were heard so far.
+    pub heard: HeardCounts,
+    /// This host's, by which it judges the times that others say.
+    pub clock: WallClock,
 }
 
 /// Hosts by id.
@@ -94,6 +99,26 @@ impl ParsedHosts {
         let hosts: Arc<Hosts> = Arc::new(hosts.collect());
         *last = Some((view.clone(), hosts.clone()));
         hosts
+    }
+}
+
+/// Counts of the run that was asked about last, as far as they were ever heard. Gossip
+/// forgets: a host withdraws its counts once the run is closed, of which others may hear
+/// later than of that, and what a dead host said is dropped after a while. A sum that
+/// once knew of writes must not lose them.
+#[derive(Debug, Clone, Default)]
+pub struct HeardCounts(Arc<Mutex<Option<HeardOfRun>>>);
+
+type HeardOfRun = (RunId, BTreeMap<stats::Life, Tally>);
+
+impl HeardCounts {
+    /// All that was heard of `run`, `sightings` included.
+    fn with(&self, run: RunId, sightings: impl Iterator<Item = Tally>) -> Vec<Tally> {
+        let mut heard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = heard.take().filter(|(of, _)| *of == run).map(|(_, tallies)| tallies);
+        let all = stats::merge(before.unwrap_or_default().into_values().chain(sightings));
+        let (_, all) = heard.insert((run, all));
+        all.values().cloned().collect()
     }
 }
 
@@ -137,8 +162,8 @@ impl Census {
         }
     }
 
-    /// Counts of `run` by host, share and epoch: gossip's newest sightings, earlier lives
-    /// included; those of a closed run are the level's own.
+    /// Counts of `run` by host, share and epoch: all that gossip has told, earlier lives
+    /// included; those of a closed run are the level's own. An agent's sum never goes back.
     pub fn tallies(&self, run: &Run) -> Vec<Tally> {
         match &run.result {
             Some(result) => result.tallies.clone(),
@@ -148,14 +173,31 @@ impl Census {
 
     fn gossiped_tallies(&self, run: RunId) -> Vec<Tally> {
         let view = self.view.borrow().clone();
-        let sightings = view.members.values().flat_map(|member| facts::tallies_of(member, run));
-        stats::merge(sightings).into_values().collect()
+        self.heard.with(run, view.members.values().flat_map(|member| facts::tallies_of(member, run)))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use redmesh_api::run::Counts;
+    use uuid::Uuid;
+
     use super::*;
+
+    #[test]
+    fn what_gossip_has_forgotten_still_counts_until_another_run_is_asked_about() {
+        let heard = HeardCounts::default();
+        let [one, two] = [1, 2].map(|run| RunId(Uuid::from_u128(run)));
+        let tally = |host, acked| {
+            let counts = Counts { issued: acked, acked, ..Counts::default() };
+            Tally { host: HostId(host), share: 0, epoch: 0, closed: false, counts }
+        };
+        let sum = |run, said: Vec<Tally>| stats::total(&heard.with(run, said.into_iter())).acked;
+        assert_eq!(sum(one, vec![tally(1, 5), tally(2, 7)]), 12);
+        assert_eq!(sum(one, vec![tally(1, 6)]), 13, "host 2 has withdrawn");
+        assert_eq!(sum(two, vec![tally(1, 1)]), 1);
+        assert_eq!(sum(one, vec![]), 0);
+    }
 
     fn view(name: &str) -> Arc<MeshView> {
         let facts = format!(

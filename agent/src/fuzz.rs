@@ -1,7 +1,9 @@
 //! Every parser of outside bytes in this crate, under `redmesh_tests::fuzz`.
 
 use redmesh_api::codec::{self, Channel, Direction, HEADER_BYTES};
-use redmesh_api::control::{ControlReply, ControlRequest, Refusal, RefusalKind, RunRef, ShareRequest};
+use redmesh_api::control::{
+    ClusterCreate, ControlReply, ControlRequest, Refusal, RefusalKind, RunRef, ShareRequest,
+};
 use redmesh_api::ids::HostId;
 use redmesh_api::level::{ClusterSpec, Stamp};
 use redmesh_api::run::{RunSpec, RunUntil};
@@ -24,7 +26,8 @@ fn requests() -> Vec<ControlRequest> {
     let share = ShareRequest { run: run.clone(), host: "h".to_owned(), workers: 1, writes: None };
     vec![
         ControlRequest::Members,
-        ControlRequest::ClusterCreate(ClusterSpec::default()),
+        ControlRequest::ClusterCreate(ClusterCreate { spec: ClusterSpec::default(), force: Vec::new() }),
+        ControlRequest::Doctor(ClusterSpec::default()),
         ControlRequest::RunStart(RunSpec::closed_loop(Workload::uuid_counter(), 9, RunUntil::Writes(7))),
         ControlRequest::RunShare(share),
         ControlRequest::RunShow { run, latency: true },

@@ -168,7 +168,12 @@ fn damaged(dir: &Path, path: &Path, reason: String) -> IdentityError {
     IdentityError::Damaged { path: path.to_owned(), dir: dir.to_owned(), reason }
 }
 
-fn lock(dir: &Path) -> Result<File, IdentityError> {
+/// Holds the lock of `state_dir` without beginning a generation: for what must not be
+/// done while an agent runs there. It lasts as long as the file that is returned.
+///
+/// # Errors
+/// [`IdentityError::InUse`] while an agent holds it.
+pub fn lock(dir: &Path) -> Result<File, IdentityError> {
     let path = dir.join("lock");
     // Never truncated here: until the lock is ours, the text is its holder's.
     let mut file = OpenOptions::new()

@@ -19,12 +19,15 @@ pub mod stats;
 pub mod load;
 pub mod level;
 pub mod facts;
+pub mod preflight;
 pub mod peer;
 pub mod census;
 pub mod host;
 pub mod coordinator;
 pub mod control;
 pub mod metrics;
+pub mod reload;
+pub mod effects;
 pub mod app;
 #[cfg(test)]
 mod fuzz;

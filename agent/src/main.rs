@@ -2,11 +2,15 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use redmesh_agent::app;
 use redmesh_agent::config::{Config, LogConfig, LogFormat, Overrides};
+use redmesh_agent::identity;
+use redmesh_agent::reload::{Reloads, SetLog};
+use redmesh_agent::supervisor::{self, Ended};
 use redmesh_agent::transport::quic::QuicTransport;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -19,6 +23,7 @@ Examples:
   redmesh-agent --config agent.toml --set mesh.bootstrap_expect=3
   REDMESH_LOG__LEVEL=debug redmesh-agent --config agent.toml
   redmesh-agent check-config --config agent.toml
+  redmesh-agent stop-servers
 
 Settings come from the file, then from REDMESH_<SECTION>__<KEY> variables, then from
 --set flags; later ones win. deploy/agent.example.toml explains every key.";
@@ -53,6 +58,19 @@ struct Settings {
 enum Command {
     /// Say whether the configuration can be used, and stop.
     CheckConfig,
+    /// Ask this host's redis-servers to end, and wait; refused while an agent runs here,
+    /// which would start them again.
+    StopServers {
+        /// Seconds to wait for them; those that still run are named, not killed.
+        #[arg(long, value_name = "SECONDS", default_value_t = 90)]
+        patience: u64,
+    },
+    /// Write man pages and completions into a directory, for a package.
+    #[command(hide = true)]
+    PackageFiles {
+        /// Where to.
+        dir: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -68,14 +86,21 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<()> {
-    let config = Config::load(&cli.settings.config, &Overrides::from_process(cli.settings.set))?;
-    if let Some(Command::CheckConfig) = cli.command {
-        return check(&cli.settings.config, &config);
+    if let Some(Command::PackageFiles { dir }) = &cli.command {
+        return redmesh_assets::write(Cli::command(), "8", dir).context("can't write the package's files");
+    }
+    let Settings { config: path, set } = cli.settings;
+    let overrides = Overrides::from_process(set);
+    let config = Config::load(&path, &overrides)?;
+    match cli.command {
+        Some(Command::CheckConfig) => return check(&path, &config),
+        Some(Command::StopServers { patience }) => return stop_servers(&config, patience),
+        Some(Command::PackageFiles { .. }) | None => {}
     }
     if cli.exit_with_parent {
         exit_with_parent()?;
     }
-    start_logging(&config.log)?;
+    let set_log = start_logging(&config.log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("control")
@@ -84,7 +109,9 @@ fn run(cli: Cli) -> Result<()> {
     runtime.block_on(async {
         let stop = CancellationToken::new();
         stop_on_signals(stop.clone())?;
-        app::run(config, stop).await
+        let hangups = signal(SignalKind::hangup()).context("can't listen for SIGHUP")?;
+        let load = Box::new(move || Config::load(&path, &overrides));
+        app::run(config, Reloads { hangups, load, set_log }, stop).await
     })
 }
 
@@ -127,13 +154,48 @@ fn filter(log: &LogConfig) -> Result<EnvFilter> {
     })
 }
 
-fn start_logging(log: &LogConfig) -> Result<()> {
+fn start_logging(log: &LogConfig) -> Result<SetLog> {
     let base = tracing_subscriber::fmt().with_env_filter(filter(log)?).with_writer(std::io::stderr);
-    let started = match log.format {
-        LogFormat::Text => base.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
-        LogFormat::Json => base.json().try_init(),
+    let (started, set): (_, SetLog) = match log.format {
+        LogFormat::Text => {
+            let base =
+                base.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).with_filter_reloading();
+            let handle = base.reload_handle();
+            (base.try_init(), Box::new(move |log| Ok(handle.reload(filter(log)?)?)))
+        }
+        LogFormat::Json => {
+            let base = base.json().with_filter_reloading();
+            let handle = base.reload_handle();
+            (base.try_init(), Box::new(move |log| Ok(handle.reload(filter(log)?)?)))
+        }
     };
-    started.map_err(|error| anyhow::anyhow!("can't start logging: {error}"))
+    started.map_err(|error| anyhow::anyhow!("can't start logging: {error}"))?;
+    Ok(set)
+}
+
+/// Ends all servers of this host, in good order.
+fn stop_servers(config: &Config, patience_s: u64) -> Result<()> {
+    // Held meanwhile, so that no agent starts either. A host without state has no servers.
+    let _lock = if config.state_dir.is_dir() {
+        Some(
+            identity::lock(&config.state_dir)
+                .context("stop the agent first (systemctl stop redmesh-agent)")?,
+        )
+    } else {
+        None
+    };
+    let patience = Duration::from_secs(patience_s);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let ending = supervisor::end_all(&config.redis.data_dir, config.redis.server.as_deref(), patience);
+    let Ended { ended, left } =
+        runtime.block_on(ending).context("can't look for running servers in /proc")?;
+    if !left.is_empty() {
+        bail!(
+            "{ended} servers have ended, and {left:?} (pids) still run after {patience_s} s: look at their redis.log"
+        );
+    }
+    let words = format!("{ended} servers have ended\n");
+    std::io::Write::write_all(&mut std::io::stdout(), words.as_bytes()).context("can't write to stdout")
 }
 
 /// SIGTERM and SIGINT stop the agent in good order.

@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use redmesh_api::codec::Channel;
 use redmesh_api::control::{ControlReply, ControlRequest, InstanceView, Refusal};
-use redmesh_api::ids::RunId;
-use redmesh_api::level::{Level, Stamp};
+use redmesh_api::ids::{NodeId, PlanId, RunId};
+use redmesh_api::level::{ClusterSpec, Level, Stamp};
 use redmesh_api::run::{ServerSample, ShareDetail, Tally};
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::survey::SurveyedServer;
 use crate::consensus::{Pledge, PledgeReply};
+use crate::preflight::Readings;
 use crate::transport::{self, Transport, TransportError};
 
 /// For questions that a peer answers from memory.
@@ -39,10 +41,31 @@ pub enum PeerRequest {
     PushLevel(Box<Level>),
     /// Own instances' counters. → `Samples`
     SampleServers,
+    /// What is there before a cluster is planned: the server's binary, and the servers
+    /// that run at these addresses of the host. → `Survey`
+    Survey {
+        /// Addresses to look at; none where the host is to start the servers itself.
+        addrs: Vec<SocketAddr>,
+        /// Nodes that the cluster is to have.
+        nodes: u32,
+    },
+    /// The node ids of own instances, by their own account. → `NodeIds`
+    NodeIds,
     /// Own instances' views of the cluster. → `Views`
     CheckInstances,
+    /// When own instances first agreed, under this plan. → `Agreed`
+    Convergence(PlanId),
     /// Exact counts and latencies of this host's share of a run. → `Report`
     RunReport(RunId),
+    /// What time is it? → `Clock`
+    Clock,
+    /// What the host is like, for this cluster. → `Readings`
+    Preflight {
+        /// The cluster that is asked for.
+        spec: ClusterSpec,
+        /// The plan that there is.
+        plan: Option<PlanId>,
+    },
     /// A control request passed on to the coordinator. → `Control`
     Forward(ControlRequest),
 }
@@ -68,14 +91,42 @@ pub enum PeerReply {
         /// The others, each with its reason.
         missing: Vec<String>,
     },
+    /// See [`PeerRequest::Survey`].
+    Survey(HostSurvey),
+    /// See [`PeerRequest::NodeIds`].
+    NodeIds {
+        /// Of the instances that answered.
+        ids: Vec<(SocketAddr, NodeId)>,
+        /// The others, each with its reason.
+        missing: Vec<String>,
+    },
     /// See [`PeerRequest::CheckInstances`].
     Views(Vec<InstanceView>),
+    /// See [`PeerRequest::Convergence`]: milliseconds since the plan's release, an entry
+    /// for each instance that has agreed; `None` where the time is not known.
+    Agreed(Vec<Option<u64>>),
     /// See [`PeerRequest::RunReport`].
     Report(ShareReport),
+    /// See [`PeerRequest::Clock`].
+    Clock {
+        /// By the answering host's clock, Unix milliseconds.
+        unix_ms: u64,
+    },
+    /// See [`PeerRequest::Preflight`].
+    Readings(Box<Readings>),
     /// See [`PeerRequest::Forward`].
     Control(Box<ControlReply>),
     /// Not done, and why.
     Refused(Refusal),
+}
+
+/// What a host has for a cluster that is to be planned.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostSurvey {
+    /// What `--version` of its server's binary prints; else why that can't be told.
+    pub binary: Result<String, String>,
+    /// What runs at the addresses that were asked for.
+    pub servers: Vec<SurveyedServer>,
 }
 
 /// One host's exact account of its share.
@@ -194,8 +245,13 @@ mod tests {
             PeerRequest::PullLevel { newer_than: Stamp::default() },
             PeerRequest::PushLevel(Box::default()),
             PeerRequest::SampleServers,
+            PeerRequest::Survey { addrs: vec!["127.0.0.1:6379".parse().expect("an address")], nodes: 3 },
+            PeerRequest::NodeIds,
             PeerRequest::CheckInstances,
+            PeerRequest::Convergence(PlanId(Uuid::from_u128(2))),
             PeerRequest::RunReport(run),
+            PeerRequest::Clock,
+            PeerRequest::Preflight { spec: ClusterSpec::default(), plan: Some(PlanId(Uuid::from_u128(2))) },
             PeerRequest::Forward(ControlRequest::RunList),
             PeerRequest::Forward(ControlRequest::RunShare(share)),
             PeerRequest::Forward(ControlRequest::RunVerify(verify)),
@@ -214,7 +270,24 @@ mod tests {
             PeerReply::Stale { newest: Stamp::default() },
             PeerReply::Samples { samples: Vec::new(), missing: vec!["x".to_owned()] },
             PeerReply::Views(Vec::new()),
+            PeerReply::Agreed(vec![Some(1), None]),
+            PeerReply::Survey(HostSurvey {
+                binary: Err("none".to_owned()),
+                servers: vec![SurveyedServer {
+                    addr: "127.0.0.1:6379".parse().expect("an address"),
+                    node_id: Some(NodeId([7; 20])),
+                    version: Some("7.0.15".to_owned()),
+                    node_timeout_ms: Some(15_000),
+                    problems: vec!["has keys".to_owned()],
+                }],
+            }),
+            PeerReply::NodeIds {
+                ids: vec![("127.0.0.1:6379".parse().expect("an address"), NodeId([7; 20]))],
+                missing: vec!["x".to_owned()],
+            },
             PeerReply::Report(ShareReport { tallies: vec![tally], details: vec![detail()] }),
+            PeerReply::Clock { unix_ms: u64::MAX },
+            PeerReply::Readings(Box::new(crate::preflight::readings::roomy("a"))),
             PeerReply::Control(Box::new(ControlReply::Runs(Vec::new()))),
             PeerReply::Refused(refusal),
         ] {

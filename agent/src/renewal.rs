@@ -2,7 +2,7 @@
 //!
 //! The files of the identity's directory are looked at every few seconds; what has
 //! changed and then kept still is loaded, checked as at the start, and given to the
-//! transport: new connections are made with it. An identity that can't be used is logged
+//! transport: new connections are made with it. A reload (SIGHUP) does the same at once. An identity that can't be used is logged
 //! once and the old one kept. What only a start can change (the host's name, the secret
 //! of the redis-servers) is not taken up.
 
@@ -27,13 +27,13 @@ const LEFT_MS_LOW: u64 = 7 * 24 * 3600 * 1000;
 /// Between two such warnings, milliseconds: six hours.
 const WARN_INTERVAL_MS: u64 = 6 * 3600 * 1000;
 
-/// By which a changed file is known: inode, length, and time of change.
+/// By which a changed file is known: inode, length, and time of change, of its owner or mode too.
 type Mark = Vec<Option<(u64, u64, i64, i64)>>;
 
 fn mark(dir: &Path) -> Mark {
     let of = |name| {
         let meta = std::fs::metadata(dir.join(name)).ok()?;
-        Some((meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec()))
+        Some((meta.ino(), meta.len(), meta.ctime(), meta.ctime_nsec()))
     };
     ["ca.pem", "cert.pem", "key.pem"].map(of).to_vec()
 }
@@ -102,7 +102,7 @@ pub async fn watch(
             if identity.same_as(&current) {
                 return Ok(false);
             }
-            transport.renew(&identity).map_err(|error| crate::error_chain(&error))?;
+            transport.replace_identity(&identity).map_err(|error| crate::error_chain(&error))?;
             valid_until_ms = tls::valid_until_unix_ms(identity.chain());
             current = identity;
             Ok(true)

@@ -1,3 +1,8 @@
-//! Benchmarks of redmesh. Everything is in `benches/`; this library only gives them a
-//! package. Run them with `cargo bench -p redmesh-benches`. The side-by-side comparison is
-//! a program: `src/bin/bench-load`, run by `make bench-load`.
+//! Benchmarks of redmesh. Criterion's are in `benches/`: `cargo bench -p redmesh-benches`.
+//! The comparisons with other tools are programs, `src/bin/bench-load` (`make bench-load`)
+//! and `src/bin/bench-formation` (`make bench-formation`); this library is what they share.
+
+pub mod ask;
+pub mod children;
+pub mod figures;
+pub mod machine;

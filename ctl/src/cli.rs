@@ -7,6 +7,8 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::cluster::ClusterCommand;
 use crate::demo::DemoArgs;
+use crate::deploy::DeployCommand;
+use crate::doctor::DoctorArgs;
 use crate::output::Format;
 use crate::pki::PkiCommand;
 use crate::run::RunCommand;
@@ -16,6 +18,7 @@ const EXAMPLES: &str = "\
 Examples:
   redmeshctl demo                                      a whole mesh on this machine, once
   redmeshctl members
+  redmeshctl doctor --instances-per-host 100
   redmeshctl cluster create --instances-per-host 100
   redmeshctl run start --workers 2000 --writes 1000000000
   redmeshctl --agent 10.0.0.7:7379 run watch";
@@ -66,12 +69,23 @@ pub enum Command {
     /// Show the hosts of the mesh
     #[command(after_help = "Examples:\n  redmeshctl members\n  redmeshctl --agent 10.0.0.7 members -o json")]
     Members,
+    /// Find what would keep a cluster from working on these hosts, and what mends it
+    Doctor(DoctorArgs),
     /// Form a Redis Cluster and look at it
     #[command(subcommand)]
     Cluster(ClusterCommand),
     /// Write into the cluster and count exactly
     #[command(subcommand)]
     Run(RunCommand),
+    /// Render what hosts are set up with: cloud-init, firewall, Prometheus
+    #[command(subcommand)]
+    Deploy(DeployCommand),
+    /// Write man pages and completions into a directory, for a package
+    #[command(hide = true)]
+    PackageFiles {
+        /// Where to
+        dir: PathBuf,
+    },
     /// A whole mesh on this machine: form, write, report, and leave nothing behind
     Demo(DemoArgs),
 }
@@ -104,7 +118,7 @@ mod tests {
     fn every_command_shows_examples() {
         fn walk(command: &clap::Command, path: &str) {
             let path = format!("{path} {}", command.get_name());
-            if path.starts_with(" redmeshctl pki") || command.get_name() == "help" {
+            if path.starts_with(" redmeshctl pki") || command.get_name() == "help" || command.is_hide_set() {
                 return;
             }
             let leaf = command.get_subcommands().next().is_none();

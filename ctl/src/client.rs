@@ -243,6 +243,7 @@ pub fn repeatable(request: &ControlRequest) -> bool {
         ControlRequest::RunStart(_) | ControlRequest::RunShare(_) | ControlRequest::RunVerify(_) => false,
         ControlRequest::Members
         | ControlRequest::ClusterCreate(_)
+        | ControlRequest::Doctor(_)
         | ControlRequest::ClusterStatus
         | ControlRequest::ClusterCheck
         | ControlRequest::RunStop(_)

@@ -1,6 +1,6 @@
 //! `redmeshctl`: a person's way into a redmesh.
 //!
-//! Every command but `pki`, `run workloads` and `demo` asks one agent over QUIC and prints its answer;
+//! Every command but `pki`, `run workloads`, `demo` and some of `deploy` asks one agent over QUIC and prints its answer;
 //! `demo` starts agents of its own on this machine and then does the same. ctl keeps no
 //! state and holds no logic of the mesh: whatever has to go on when this process ends is
 //! the agents' business.
@@ -9,6 +9,8 @@ mod cli;
 mod client;
 mod cluster;
 mod demo;
+mod deploy;
+mod doctor;
 mod exit;
 mod members;
 mod output;
@@ -20,7 +22,7 @@ mod units;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 use crate::cli::{Cli, Command};
 use crate::exit::Exit;
@@ -67,6 +69,12 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
             session.close().await;
             exit
         }
+        Command::Doctor(args) => {
+            let mut session = session()?;
+            let exit = doctor::run(args, &mut session, &output).await;
+            session.close().await;
+            exit
+        }
         Command::Cluster(command) => {
             let mut session = session()?;
             let exit = cluster::run(command, &mut session, &output).await;
@@ -74,6 +82,11 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
             exit
         }
         Command::Run(command) => run::run(command, session, &output).await,
+        Command::Deploy(command) => deploy::run(command, session, &output).await,
+        Command::PackageFiles { dir } => {
+            redmesh_assets::write(Cli::command(), "1", &dir)?;
+            Ok(Exit::Ok)
+        }
         Command::Demo(args) => demo::run(args, globals.timeout, &output).await,
     }
 }

@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use redmesh_api::control::{
-    ClusterCheck, ClusterStatus, ControlReply, ControlRequest, Members, Refusal, RefusalKind, RunDetail,
-    RunRef, RunView, ShareRequest, VerifyRequest,
+    ClusterCheck, ClusterCreate, ClusterStatus, ControlReply, ControlRequest, Members, Refusal, RefusalKind,
+    RunDetail, RunRef, RunView, ShareRequest, VerifyRequest,
 };
 use redmesh_api::level::{ClusterPlan, ClusterSpec};
+use redmesh_api::preflight::{Check, Finding, Report};
 use redmesh_api::run::{Run, RunSpec};
 use redmesh_api::tls::{Identity, Role};
 
@@ -70,6 +71,19 @@ impl SessionError {
     pub fn passes(&self) -> bool {
         self.exit() == Exit::Unreachable
     }
+}
+
+/// A plan that was made, or that was there before.
+#[derive(Debug)]
+pub struct CreatedPlan {
+    /// The plan.
+    pub plan: ClusterPlan,
+    /// Whether it is new.
+    pub fresh: bool,
+    /// Of a new one: what the preflight warns of.
+    pub warnings: Vec<Finding>,
+    /// What should be known of it, in words.
+    pub notes: Vec<String>,
 }
 
 /// A conversation with one agent.
@@ -169,11 +183,26 @@ impl Session {
         }
     }
 
-    /// Begins, continues or confirms a cluster; the flag says whether the plan is new.
-    pub async fn cluster_create(&mut self, spec: ClusterSpec) -> Result<(ClusterPlan, bool), SessionError> {
-        match self.request_of_coordinator(&ControlRequest::ClusterCreate(spec)).await? {
-            ControlReply::Created { plan, fresh } => Ok((plan, fresh)),
+    /// Begins, continues or confirms a cluster.
+    pub async fn cluster_create(
+        &mut self,
+        spec: ClusterSpec,
+        force: Vec<Check>,
+    ) -> Result<CreatedPlan, SessionError> {
+        let create = ControlRequest::ClusterCreate(ClusterCreate { spec, force });
+        match self.request_of_coordinator(&create).await? {
+            ControlReply::Created { plan, fresh, warnings, notes } => {
+                Ok(CreatedPlan { plan, fresh, warnings, notes })
+            }
             _ => Err(self.unexpected("ClusterCreate")),
+        }
+    }
+
+    /// Whether the hosts could bear such a cluster.
+    pub async fn doctor(&mut self, spec: ClusterSpec) -> Result<Report, SessionError> {
+        match self.request(&ControlRequest::Doctor(spec)).await? {
+            ControlReply::Doctor(report) => Ok(*report),
+            _ => Err(self.unexpected("Doctor")),
         }
     }
 

@@ -6,9 +6,12 @@
 //! each other's starvation.
 
 pub mod fuzz;
+pub mod http;
 pub mod mesh;
 pub mod process;
 pub mod run;
+pub mod sim;
+pub mod tools;
 pub mod wait;
 
 pub use mesh::{Mesh, MeshBuilder};

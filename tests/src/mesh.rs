@@ -1,5 +1,7 @@
 //! A whole mesh: certificates, configs, agents, and the ctl to drive it.
 
+use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -27,6 +29,8 @@ pub struct MeshBuilder {
     expect: Option<usize>,
     keep_servers: bool,
     extra: String,
+    extra_of: BTreeMap<usize, String>,
+    nofile_of: BTreeMap<usize, u32>,
 }
 
 /// A running mesh; everything ends when it is dropped.
@@ -41,7 +45,7 @@ pub struct Mesh {
 }
 
 /// Binaries stand beside the test's own.
-fn binary(name: &str) -> PathBuf {
+pub(crate) fn binary(name: &str) -> PathBuf {
     let mut path = std::env::current_exe().expect("a test knows its own path");
     path.pop();
     if path.ends_with("deps") {
@@ -55,7 +59,14 @@ fn binary(name: &str) -> PathBuf {
 impl MeshBuilder {
     /// `hosts` agents that expect each other.
     pub fn new(hosts: usize) -> Self {
-        Self { hosts, expect: None, keep_servers: false, extra: String::new() }
+        Self {
+            hosts,
+            expect: None,
+            keep_servers: false,
+            extra: String::new(),
+            extra_of: BTreeMap::new(),
+            nofile_of: BTreeMap::new(),
+        }
     }
 
     /// Another `bootstrap_expect` than the number of hosts.
@@ -73,6 +84,18 @@ impl MeshBuilder {
     /// More TOML for every agent's file.
     pub fn config(mut self, toml: &str) -> Self {
         self.extra.push_str(toml);
+        self
+    }
+
+    /// More TOML for one agent's file.
+    pub fn config_of(mut self, host: usize, toml: &str) -> Self {
+        self.extra_of.entry(host).or_default().push_str(toml);
+        self
+    }
+
+    /// One agent's limit of open files, hard and soft.
+    pub fn nofile_of(mut self, host: usize, limit: u32) -> Self {
+        self.nofile_of.insert(host, limit);
         self
     }
 
@@ -142,7 +165,7 @@ impl Mesh {
         format!(
             "[mesh]\nname = \"test\"\nlisten = \"{ip}:7379\"\nseeds = [\"{seed}\"]\nbootstrap_expect = {expect}\n\
              gossip_interval_ms = 100\n[identity]\ndir = \"{pki}\"\n[state]\ndir = \"{state}\"\n\
-             [http]\nlisten = \"{ip}:7380\"\n[redis]\ndata_dir = \"{data}\"\non_agent_exit = \"{exit}\"\n{extra}",
+             [http]\nlisten = \"{ip}:7380\"\n[redis]\ndata_dir = \"{data}\"\non_agent_exit = \"{exit}\"\n{extra}{extra_of}",
             seed = self.agent_addr(0),
             expect = self.builder.expect.unwrap_or(self.builder.hosts),
             pki = self.dir().join(format!("pki/host-{}", host + 1)).display(),
@@ -150,6 +173,7 @@ impl Mesh {
             data = dir.join("redis_cluster").display(),
             exit = if self.builder.keep_servers { "leave" } else { "stop" },
             extra = self.builder.extra,
+            extra_of = self.builder.extra_of.get(&host).map_or("", String::as_str),
         )
     }
 
@@ -162,7 +186,16 @@ impl Mesh {
             .append(true)
             .open(dir.join("agent.log"))
             .expect("open the agent's log");
-        let child = Command::new(binary("redmesh-agent"))
+        let mut command = match self.builder.nofile_of.get(&host) {
+            None => Command::new(binary("redmesh-agent")),
+            Some(limit) => {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", &format!("ulimit -n {limit} && exec \"$@\""), "sh"]);
+                shell.arg(binary("redmesh-agent"));
+                shell
+            }
+        };
+        let child = command
             .arg("--config")
             .arg(dir.join("agent.toml"))
             .current_dir(&dir)
@@ -183,8 +216,17 @@ impl Mesh {
 
     /// Pid of a host's agent.
     pub fn agent_pid(&self, host: usize) -> i32 {
-        let child = self.agents[host].as_ref().expect("the agent runs");
-        i32::try_from(child.id()).expect("a pid")
+        self.agents[host].as_ref().expect("the agent runs").id().cast_signed()
+    }
+
+    /// `redmesh-agent` with a host's configuration and these arguments.
+    pub fn agent_command(&self, host: usize, args: &[&str]) -> Output {
+        Command::new(binary("redmesh-agent"))
+            .arg("--config")
+            .arg(self.host_dir(host).join("agent.toml"))
+            .args(args)
+            .output()
+            .expect("run redmesh-agent")
     }
 
     /// Whether a host's agent runs.
@@ -278,10 +320,12 @@ impl Mesh {
         self.ctl_ok(&["pki", "redis-password", "--dir", pki]).trim().to_owned()
     }
 
-    /// `redis-cli`, which will give the password.
+    /// `redis-cli`, which gives the password where the servers want it.
     pub fn redis_cli_command(&self) -> Command {
         let mut command = Command::new("redis-cli");
-        command.env("REDISCLI_AUTH", self.password.get_or_init(|| self.redis_password()));
+        if self.builder.extra.contains("auth = \"on\"") {
+            command.env("REDISCLI_AUTH", self.password.get_or_init(|| self.redis_password()));
+        }
         command
     }
 
@@ -294,6 +338,23 @@ impl Mesh {
             .output()
             .expect("run redis-cli");
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+
+    /// `redis-cli -c` with `commands`, one a line, on its standard input; what it printed.
+    pub fn redis_cli_fed(&self, host: usize, port: u16, commands: &str) -> String {
+        let mut child = self
+            .redis_cli_command()
+            .args(["-c", "-h", &self.ip(host), "-p", &port.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("run redis-cli");
+        let mut stdin = child.stdin.take().expect("it is piped");
+        // A few hundred lines fit the pipes both ways.
+        stdin.write_all(commands.as_bytes()).expect("feed redis-cli");
+        drop(stdin);
+        let output = child.wait_with_output().expect("wait for redis-cli");
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     /// All redis-servers of the mesh, by pid.
@@ -320,7 +381,7 @@ impl Drop for Mesh {
                 let lines: Vec<_> = log.lines().collect();
                 let tail = lines[lines.len().saturating_sub(40)..].join("\n");
                 let words = format!("--- host-{} agent.log, last lines\n{tail}\n", host + 1);
-                let _ = std::io::Write::write_all(&mut std::io::stderr(), words.as_bytes());
+                let _ = Write::write_all(&mut std::io::stderr(), words.as_bytes());
             }
         }
     }

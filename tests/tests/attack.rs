@@ -324,10 +324,10 @@ fn a_read_only_operator_asks_any_agent_and_changes_nothing_through_any() {
 }
 
 #[test]
-fn servers_want_a_password_that_stands_in_no_log_argument_or_readable_file() {
+fn with_authentication_servers_want_a_password_that_stands_in_no_log_argument_or_readable_file() {
     use std::os::unix::fs::PermissionsExt;
 
-    let mesh = MeshBuilder::new(3).ready();
+    let mesh = MeshBuilder::new(3).config("auth = \"on\"\n").ready();
     mesh.ok_at(0, &["cluster", "create", "--instances-per-host", "2", "--replicas", "1"]);
     let password = mesh.redis_password();
     assert_eq!(mesh.redis_cli(0, 6379, &["PING"]), "PONG");
@@ -389,8 +389,15 @@ fn servers_want_a_password_that_stands_in_no_log_argument_or_readable_file() {
 }
 
 #[test]
-fn without_authentication_servers_are_as_redis_makes_them() {
-    let mesh = MeshBuilder::new(3).config("auth = \"off\"\n").ready();
+fn by_default_servers_are_as_redis_makes_them_and_no_secret_is_needed() {
+    let mut mesh = MeshBuilder::new(3).ready();
+    for host in 0..3 {
+        mesh.kill_agent(host);
+        let secret = mesh.dir().join(format!("pki/host-{}/redis.secret", host + 1));
+        std::fs::remove_file(secret).expect("a host is issued the secret");
+        mesh.start_agent(host);
+    }
+    mesh.await_members(3);
     mesh.ok_at(0, &["cluster", "create", "--instances-per-host", "1"]);
     let open = std::process::Command::new("redis-cli")
         .args(["-h", &mesh.ip(0), "-p", "6379", "PING"])

@@ -4,7 +4,7 @@
 use std::net::TcpListener;
 use std::time::Duration;
 
-use redmesh_tests::{MeshBuilder, until};
+use redmesh_tests::{Mesh, MeshBuilder, http, until};
 use serde_json::Value;
 
 const CREATE: &[&str] = &["cluster", "create", "--instances-per-host", "4", "--replicas", "1"];
@@ -46,39 +46,40 @@ fn three_hosts_form_a_cluster_that_redis_cli_finds_whole() {
     metrics_are_served(&mesh.ip(1));
 }
 
-/// One plain HTTP request, as Prometheus makes it.
-fn http_get(ip: &str, path: &str) -> String {
-    use std::io::{Read, Write};
-    let mut stream = std::net::TcpStream::connect((ip, 7380)).expect("the HTTP port is open");
-    stream.set_read_timeout(Some(Duration::from_secs(10))).expect("set a timeout");
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {ip}\r\nConnection: close\r\n\r\n").expect("ask");
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("read the answer");
-    answer
-}
-
 fn metrics_are_served(ip: &str) {
-    assert!(http_get(ip, "/healthz").starts_with("HTTP/1.1 200"));
-    assert!(http_get(ip, "/readyz").starts_with("HTTP/1.1 200"));
+    let get = |path| http::get(&format!("{ip}:7380"), path);
+    assert!(get("/healthz").is_some() && get("/readyz").is_some());
     let instance = format!("redis_up{{instance_addr=\"{ip}:6382\"}} 1");
     let expected =
         ["redmesh_members_alive 3", "redmesh_plan_stage 4", "redis_memory_used_bytes{", instance.as_str()];
     until(&format!("/metrics to show {expected:?}"), Duration::from_secs(30), || {
-        let text = http_get(ip, "/metrics");
+        let text = get("/metrics")?;
         expected.iter().all(|line| text.contains(line)).then_some(())
     });
+}
+
+/// A create of one instance on each host is refused by this check, in these words.
+fn refused_by(mesh: &Mesh, check: &str, parts: &[&str]) {
+    let output = mesh.ctl_at(0, &["cluster", "create", "--instances-per-host", "1"]);
+    assert_eq!(output.status.code(), Some(1));
+    let words = String::from_utf8_lossy(&output.stderr);
+    for part in parts.iter().chain(&[format!("--force {check}").as_str()]) {
+        assert!(words.contains(part), "lacks {part:?}:\n{words}");
+    }
 }
 
 #[test]
 fn a_taken_port_is_named_and_the_create_continues_once_it_is_free() {
     let mesh = MeshBuilder::new(3).ready();
     let taken = TcpListener::bind((mesh.ip(1).as_str(), 6380)).expect("take a port");
-    let output = mesh.ctl_at(0, &["cluster", "create", "--instances-per-host", "2", "--deadline", "8"]);
+    let create = ["cluster", "create", "--instances-per-host", "2", "--deadline", "8", "--force", "ports"];
+    let output = mesh.ctl_at(0, &create);
     assert_eq!(output.status.code(), Some(1));
     let words = String::from_utf8_lossy(&output.stdout);
     let me = format!("pid {}", std::process::id());
+    let (_, awaited) = words.split_once("Still awaited:").expect("it says whom it waits for");
     for part in ["host-2", &format!("{}:6380", mesh.ip(1)), "taken", &me] {
-        assert!(words.contains(part), "lacks {part:?}:\n{words}");
+        assert!(awaited.contains(part), "lacks {part:?}:\n{words}");
     }
     drop(taken);
     let created = mesh.json_at(0, &["cluster", "create", "--instances-per-host", "2"]);
@@ -88,11 +89,14 @@ fn a_taken_port_is_named_and_the_create_continues_once_it_is_free() {
 #[test]
 fn a_missing_server_binary_is_named_with_its_remedy() {
     let mesh = MeshBuilder::new(3).config("server = \"/nowhere/redis-server\"\n").ready();
-    let output = mesh.ctl_at(0, &["cluster", "create", "--instances-per-host", "1", "--deadline", "5"]);
+    refused_by(&mesh, "server", &["/nowhere/redis-server", "apt-get install redis-server"]);
+    let create = ["cluster", "create", "--instances-per-host", "1", "--deadline", "5", "--force", "server"];
+    let output = mesh.ctl_at(0, &create);
     assert_eq!(output.status.code(), Some(1));
     let words = String::from_utf8_lossy(&output.stdout);
-    assert!(words.contains("/nowhere/redis-server"), "{words}");
-    assert!(words.contains("redis.server"), "{words}");
+    let (_, awaited) = words.split_once("Still awaited:").expect("it says whom it waits for");
+    assert!(awaited.contains("/nowhere/redis-server"), "{words}");
+    assert!(awaited.contains("redis.server"), "{words}");
 }
 
 #[test]
@@ -103,29 +107,13 @@ fn a_directory_of_another_cluster_is_left_alone() {
     let nodes =
         "07c37dfeb235213a872192d90877d0cd55635b91 127.0.0.1:1@10001 myself,master - 0 0 1 connected\n";
     std::fs::write(foreign.join("nodes.conf"), nodes).expect("write nodes.conf");
-    let output = mesh.ctl_at(0, &["cluster", "create", "--instances-per-host", "1", "--deadline", "6"]);
+    let remedy = format!("mv {0} {0}.before-redmesh", foreign.display());
+    refused_by(&mesh, "data-dir", &["host-3", "nodes.conf of another cluster", &remedy]);
+    let create = ["cluster", "create", "--instances-per-host", "1", "--deadline", "6", "--force", "data-dir"];
+    let output = mesh.ctl_at(0, &create);
     assert_eq!(output.status.code(), Some(1));
     let words = String::from_utf8_lossy(&output.stdout);
-    assert!(words.contains("nodes.conf") && words.contains("host-3"), "{words}");
+    let (_, awaited) = words.split_once("Still awaited:").expect("it says whom it waits for");
+    assert!(awaited.contains("nodes.conf") && awaited.contains("host-3"), "{words}");
     assert_eq!(std::fs::read_to_string(foreign.join("nodes.conf")).expect("still there"), nodes);
-}
-
-#[test]
-fn the_coordinator_is_killed_during_create_and_another_finishes() {
-    let mut mesh = MeshBuilder::new(3).servers_outlive_agents().ready();
-    let coordinator = mesh.coordinator_at(0).expect("a coordinator");
-    let other = (coordinator + 1) % 3;
-    // Its instances wait for a port, so that the plan is surely unfinished when it dies.
-    let taken = TcpListener::bind((mesh.ip(other).as_str(), 6379)).expect("take a port");
-    mesh.ok_at(other, &["cluster", "create", "--instances-per-host", "4", "--replicas", "1", "--no-wait"]);
-    until("some servers to be held", Duration::from_secs(30), || (mesh.servers().len() >= 6).then_some(()));
-    mesh.kill_agent(coordinator);
-    until("another coordinator", Duration::from_secs(20), || {
-        mesh.coordinator_at(other).filter(|&new| new != coordinator)
-    });
-    drop(taken);
-    mesh.start_agent(coordinator);
-    let created = mesh.json_at(other, CREATE);
-    assert_eq!((&created["formed"], &created["fresh"]), (&Value::Bool(true), &Value::Bool(false)));
-    assert_eq!(mesh.servers().len(), 12, "no server was started twice");
 }

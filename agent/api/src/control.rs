@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{HostId, MeshId};
 use crate::level::{ClusterPlan, ClusterSpec, PlanStage, Stamp};
+use crate::preflight::{Check, Finding, Report};
 use crate::run::{LatencySummary, Run, RunSpec, ShareDetail, Tally};
 
 /// A request; each is answered by the [`ControlReply`] variant named beside it or
@@ -16,7 +17,9 @@ pub enum ControlRequest {
     Members,
     /// Begin (or continue, or confirm) a cluster; returns once the plan is
     /// committed, `ClusterStatus` tells the rest. → `Created`
-    ClusterCreate(ClusterSpec),
+    ClusterCreate(ClusterCreate),
+    /// Could the hosts bear this cluster? Changes nothing, and any agent answers. → `Doctor`
+    Doctor(ClusterSpec),
     /// How far is the plan? Cheap, made of gossip: what progress bars poll. → `ClusterStatus`
     ClusterStatus,
     /// Ask every instance for its view now. → `ClusterCheck`
@@ -48,6 +51,7 @@ impl ControlRequest {
         match self {
             Self::Members => "Members",
             Self::ClusterCreate(_) => "ClusterCreate",
+            Self::Doctor(_) => "Doctor",
             Self::ClusterStatus => "ClusterStatus",
             Self::ClusterCheck => "ClusterCheck",
             Self::RunStart(_) => "RunStart",
@@ -70,6 +74,7 @@ impl ControlRequest {
             | Self::RunVerify(_)
             | Self::RunStop(_) => true,
             Self::Members
+            | Self::Doctor(_)
             | Self::ClusterStatus
             | Self::ClusterCheck
             | Self::RunList
@@ -77,6 +82,15 @@ impl ControlRequest {
             | Self::RunDetail(_) => false,
         }
     }
+}
+
+/// A cluster that is to be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterCreate {
+    /// What it is to be like.
+    pub spec: ClusterSpec,
+    /// Checks of the preflight that don't stop it when they fail.
+    pub force: Vec<Check>,
 }
 
 /// A share for a host that has joined, or for one that can bear more.
@@ -123,7 +137,13 @@ pub enum ControlReply {
         plan: ClusterPlan,
         /// False when the same plan was there before.
         fresh: bool,
+        /// Of a fresh plan: what the preflight warns of, and failures that were overridden.
+        warnings: Vec<Finding>,
+        /// What should be known of it, in words: why it is formed as it is.
+        notes: Vec<String>,
     },
+    /// See [`ControlRequest::Doctor`].
+    Doctor(Box<Report>),
     /// See [`ControlRequest::ClusterStatus`].
     ClusterStatus(ClusterStatus),
     /// See [`ControlRequest::ClusterCheck`].
@@ -160,6 +180,8 @@ pub enum RefusalKind {
     Invalid,
     /// The mesh's state forbids it (a cluster is there already, a run is going on).
     Conflict,
+    /// The preflight found what can't work; the message names each check.
+    Preflight,
     /// There is nothing by that name.
     NotFound,
     /// The certificate's role doesn't allow it.
@@ -257,12 +279,21 @@ pub struct HostProgress {
     pub stage: Option<PlanStage>,
     /// Instances that it is to run.
     pub planned: u32,
-    /// Held, their bus ports listening (before release), or up (after).
-    pub ready: u32,
+    /// Of these, held: their bus ports listen, and they wait to be released.
+    pub held: u32,
+    /// Of these, up: they answer.
+    pub up: u32,
     /// Whose view is whole: `cluster_state:ok`, all nodes known, all slots covered.
     pub agreed: u32,
     /// Instances that aren't there yet, with the reason and the remedy; bounded.
     pub problems: Vec<String>,
+}
+
+impl HostProgress {
+    /// Instances that wait for nothing of their own host any more.
+    pub fn ready(&self) -> u32 {
+        self.held + self.up
+    }
 }
 
 /// What all instances say, asked now.

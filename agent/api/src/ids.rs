@@ -57,6 +57,12 @@ impl FromStr for HostId {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(pub [u8; 20]);
 
+impl NodeId {
+    /// Stands in a plan until the server's own id is known. Redis draws ids at random and
+    /// never this one.
+    pub const UNKNOWN: Self = Self([0; 20]);
+}
+
 impl fmt::Display for NodeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))

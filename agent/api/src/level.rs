@@ -106,18 +106,31 @@ pub enum Formation {
 #[serde(rename_all = "snake_case")]
 pub enum PlanStage {
     /// Seeded: hosts write their instances' directories, start the servers and hold each
-    /// one (SIGSTOP) as soon as its bus port listens. Meet: all servers run and are
-    /// empty; the plan has no node ids yet.
+    /// one (SIGSTOP) as soon as its bus port listens. Meet: all servers run; hosts give
+    /// each its slots and its epoch while it knows nobody (later it would refuse the
+    /// epoch). The plan has no node ids yet.
     Prepare,
     /// Seeded: all hosts held all of theirs; they release them (SIGCONT) and watch their
     /// instances' views converge. Meet: the servers' own node ids are in the plan; hosts
-    /// set epochs and slots and introduce their instances to the others.
+    /// introduce their instances to the others until each knows all.
     Release,
     /// Meet alone, and only where there are replicas: every instance knows every other;
     /// replicas are told whom to follow.
     Replicate,
     /// Every instance has agreed once. From here on instances are kept running.
     Formed,
+}
+
+impl PlanStage {
+    /// Its name as it is written in JSON and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Prepare => "prepare",
+            Self::Release => "release",
+            Self::Replicate => "replicate",
+            Self::Formed => "formed",
+        }
+    }
 }
 
 /// A derived layout: every instance's place, id, slots and role.
@@ -185,7 +198,7 @@ pub struct PlannedInstance {
     pub host: u16,
     /// Data port; the bus port is [`BUS_PORT_OFFSET`] above.
     pub port: u16,
-    /// Cluster node id.
+    /// Cluster node id; [`NodeId::UNKNOWN`] while a plan for MEET is prepared.
     pub node_id: NodeId,
     /// Shard id (Redis ≥ 7.2, Valkey): equal for a primary and its replicas.
     pub shard_id: NodeId,
@@ -264,6 +277,22 @@ impl ClusterPlan {
             return Some(self.created_unix_ms);
         }
         self.reached.iter().find(|reached| reached.stage == stage).map(|reached| reached.at_unix_ms)
+    }
+
+    /// The phases that are over, each with its milliseconds by the coordinators' clocks:
+    /// from one stage to the next.
+    pub fn phases_ms(&self) -> Vec<(PlanStage, u64)> {
+        let mut phase = (PlanStage::Prepare, self.created_unix_ms);
+        let ended = self.reached.iter().map(|next| {
+            let (stage, since) = std::mem::replace(&mut phase, (next.stage, next.at_unix_ms));
+            (stage, next.at_unix_ms.saturating_sub(since))
+        });
+        ended.collect()
+    }
+
+    /// Whether any instance is to follow another.
+    pub fn has_replicas(&self) -> bool {
+        self.instances.iter().any(|i| matches!(i.role, PlannedRole::Replica { .. }))
     }
 
     /// Number of primaries.

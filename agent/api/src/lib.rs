@@ -13,6 +13,7 @@ pub mod histogram;
 pub mod ids;
 pub mod level;
 pub mod limits;
+pub mod preflight;
 pub mod run;
 pub mod secret;
 pub mod tls;

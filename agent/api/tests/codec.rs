@@ -6,6 +6,7 @@ use redmesh_api::codec::{self, Channel, CodecError, Direction, HEADER_BYTES, PRO
 use redmesh_api::control::*;
 use redmesh_api::ids::{HostId, MeshId, NodeId, PlanId, RunId};
 use redmesh_api::level::*;
+use redmesh_api::preflight::{Check, Finding, Report, Severity};
 use redmesh_api::run::*;
 use redmesh_api::workload::{Keys, Pick, UUID_COUNTER, ValueBytes, Verb, Workload};
 use uuid::Uuid;
@@ -209,13 +210,31 @@ fn detail() -> RunDetail {
     RunDetail { view: view(), details: vec![kept, plain], missing: vec!["host-2".to_owned()] }
 }
 
+fn findings() -> Vec<Finding> {
+    let finding = |severity, remedy: Option<&str>| Finding {
+        check: Check::Memory,
+        hosts: vec!["host-1".to_owned()],
+        severity,
+        figure: "27.3 GiB".to_owned(),
+        threshold: "18 GiB".to_owned(),
+        words: "too much".to_owned(),
+        remedy: remedy.map(ToOwned::to_owned),
+    };
+    vec![
+        finding(Severity::Ok, None),
+        finding(Severity::Warn, Some("less")),
+        finding(Severity::Fail, Some("less")),
+    ]
+}
+
 fn requests() -> Vec<ControlRequest> {
     let share = |run, writes| ShareRequest { run, host: "host-11".to_owned(), workers: 200, writes };
     let verify = |run, sample| VerifyRequest { run, sample, workers: 2000 };
     let starts = jobs().into_iter().map(|job| ControlRequest::RunStart(spec(job)));
     let others = vec![
         ControlRequest::Members,
-        ControlRequest::ClusterCreate(plan().spec),
+        ControlRequest::ClusterCreate(ClusterCreate { spec: plan().spec, force: Check::ALL.to_vec() }),
+        ControlRequest::Doctor(plan().spec),
         ControlRequest::ClusterStatus,
         ControlRequest::ClusterCheck,
         ControlRequest::RunStart(RunSpec::closed_loop(Workload::uuid_counter(), 1, RunUntil::Writes(1))),
@@ -251,7 +270,8 @@ fn replies() -> Vec<ControlReply> {
         alive: true,
         stage: Some(PlanStage::Prepare),
         planned: 2,
-        ready: 1,
+        held: 1,
+        up: 1,
         agreed: 0,
         problems: vec!["port taken".to_owned()],
     };
@@ -282,7 +302,20 @@ fn replies() -> Vec<ControlReply> {
             stamp: Stamp { term: 1, index: 2, leader: HostId(7) },
             members: vec![member],
         }),
-        ControlReply::Created { plan: plan(), fresh: true },
+        ControlReply::Created {
+            plan: plan(),
+            fresh: true,
+            warnings: findings(),
+            notes: vec!["because".to_owned()],
+        },
+        ControlReply::Doctor(Box::new(Report {
+            spec: plan().spec,
+            instances: 1000,
+            hosts: vec!["host-1".to_owned()],
+            machines: 1,
+            node_timeout_ms: 5000,
+            findings: findings(),
+        })),
         ControlReply::ClusterStatus(ClusterStatus {
             plan: Some(plan()),
             hosts: vec![progress],
@@ -302,6 +335,7 @@ fn replies() -> Vec<ControlReply> {
         ControlReply::Runs(vec![view()]),
         ControlReply::RunDetail(detail()),
         ControlReply::Refused(Refusal { kind: RefusalKind::Deadline, message: "late".to_owned() }),
+        ControlReply::Refused(Refusal { kind: RefusalKind::Preflight, message: "memory".to_owned() }),
     ]
 }
 
@@ -347,7 +381,9 @@ fn levels_with_every_outcome_come_back() {
 fn json_is_for_people() {
     let json = serde_json::to_value(replies()).expect("JSON");
     assert_eq!(json[0]["Members"]["answered_by"], "00000007");
-    assert_eq!(json[4]["RunStarted"]["spec"]["job"]["Load"]["name"], UUID_COUNTER);
+    assert_eq!(json[2]["Doctor"]["findings"][2]["check"], "memory");
+    assert_eq!(json[2]["Doctor"]["findings"][2]["severity"], "fail");
+    assert_eq!(json[5]["RunStarted"]["spec"]["job"]["Load"]["name"], UUID_COUNTER);
     assert_eq!(json[1]["Created"]["plan"]["instances"][0]["node_id"], "eb".repeat(20));
 }
 

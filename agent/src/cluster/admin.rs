@@ -1,22 +1,13 @@
-//! Questions to running instances, through the `redis` crate.
-//!
-//! One multiplexed connection an instance is kept between questions and thrown away
-//! at the first error. A question is asked again only where a kept connection turns out
-//! to be gone, on a fresh one and once: whoever asks is a reconciler and comes back.
-//! Every wait is bounded, also against a server that is stopped (SIGSTOP), which accepts
-//! connections and never answers.
+//! Questions to running instances and what their answers mean; [`Line`] carries them.
 
-use std::collections::BTreeMap;
-use std::fmt;
+mod join;
+
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
-use redis::aio::MultiplexedConnection;
-use redis::{
-    AsyncConnectionConfig, Client, ConnectionAddr, FromRedisValue, IntoConnectionInfo, RedisConnectionInfo,
-};
+use redis::FromRedisValue;
 use redmesh_api::control::InstanceView;
 use redmesh_api::ids::{HostId, NodeId};
 use redmesh_api::level::SlotRange;
@@ -24,6 +15,7 @@ use redmesh_api::run::ServerSample;
 use redmesh_api::workload::Verb;
 
 use super::info::InfoMap;
+use super::line::{Connections, Line};
 use super::topology::{ClusterInfo, Topology, TopologyError};
 use crate::login::Login;
 
@@ -103,27 +95,25 @@ pub struct Target {
     pub host: HostId,
     /// Data address.
     pub addr: SocketAddr,
-    /// Its node id as planned.
+    /// Its node id as planned, [`NodeId::UNKNOWN`] while the plan has none.
     pub node_id: NodeId,
 }
 
-/// Asks instances; clones share the connections.
-#[derive(Clone)]
+/// Asks instances; clones share the line to them.
+#[derive(Debug, Clone)]
 pub struct AdminPool {
-    options: Arc<AdminOptions>,
-    connections: Arc<Mutex<BTreeMap<SocketAddr, MultiplexedConnection>>>,
-}
-
-impl fmt::Debug for AdminPool {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AdminPool").field("options", &self.options).finish_non_exhaustive()
-    }
+    line: Arc<dyn Line>,
 }
 
 impl AdminPool {
-    /// A pool without connections; they are made when needed.
+    /// A pool with connections of its own; they are made when needed.
     pub fn new(options: AdminOptions) -> Self {
-        Self { options: Arc::new(options), connections: Arc::default() }
+        Self::over(Arc::new(Connections::new(options)))
+    }
+
+    /// A pool that asks through `line`.
+    pub fn over(line: Arc<dyn Line>) -> Self {
+        Self { line }
     }
 
     /// The instance's state and view. Never fails: what is amiss stands in the view.
@@ -175,11 +165,19 @@ impl AdminPool {
         stream::iter(asked).buffered(ASKED_AT_ONCE_MAX).collect().await
     }
 
-    /// Makes the instance shake hands with another; harmless where they know each other.
-    pub async fn meet(&self, addr: SocketAddr, other: SocketAddr) -> Result<(), AdminError> {
-        let mut command = redis::cmd("CLUSTER");
-        command.arg("MEET").arg(other.ip().to_string()).arg(other.port());
-        self.ask::<()>(addr, "CLUSTER MEET", &command).await
+    /// Sets configuration parameters of a running instance, one after another: before
+    /// Redis 7 one command takes one.
+    pub async fn config_set(
+        &self,
+        addr: SocketAddr,
+        settings: &[(&'static str, String)],
+    ) -> Result<(), AdminError> {
+        for (name, value) in settings {
+            let mut command = redis::cmd("CONFIG");
+            command.arg("SET").arg(name).arg(value);
+            self.ask::<()>(addr, "CONFIG SET", &command).await?;
+        }
+        Ok(())
     }
 
     /// The instance's own figures, for a run's ledger.
@@ -212,13 +210,14 @@ impl AdminPool {
         let me = topology.myself();
         let problem = match me {
             None => Some(format!("{addr} does not list itself among the cluster's nodes")),
-            Some(me) if me.id != node_id => Some(format!(
+            Some(me) if node_id != NodeId::UNKNOWN && me.id != node_id => Some(format!(
                 "{addr} says that it is node {}, but the plan has {node_id} there: another cluster's server \
                  holds the port",
                 me.id
             )),
             Some(_) => None,
         };
+        let node_id = if node_id == NodeId::UNKNOWN { me.map_or(node_id, |me| me.id) } else { node_id };
         Ok(InstanceView {
             host,
             addr,
@@ -243,56 +242,12 @@ impl AdminPool {
         name: &'static str,
         command: &redis::Cmd,
     ) -> Result<T, AdminError> {
-        let failed = |source| AdminError::Command { addr, command: name, source };
-        let kept = self.connections().get(&addr).cloned();
-        if let Some(mut connection) = kept {
-            match command.query_async(&mut connection).await {
-                // The server may have been restarted since: that is worth a fresh connection.
-                Err(error) if error.is_io_error() && !error.is_timeout() => self.forget(addr),
-                answer => return answer.inspect_err(|_| self.forget(addr)).map_err(failed),
-            }
-        }
-        let mut connection = self.connection(addr).await?;
-        let answer = command.query_async(&mut connection).await;
-        answer.inspect_err(|_| self.forget(addr)).map_err(failed)
-    }
-
-    fn forget(&self, addr: SocketAddr) {
-        self.connections().remove(&addr);
-    }
-
-    async fn connection(&self, addr: SocketAddr) -> Result<MultiplexedConnection, AdminError> {
-        if let Some(connection) = self.connections().get(&addr) {
-            return Ok(connection.clone());
-        }
-        let connection = self.connect(addr).await.map_err(|source| AdminError::Connect { addr, source })?;
-        let mut connections = self.connections();
-        if connections.len() >= self.options.connections_max && !connections.contains_key(&addr) {
-            // Any other makes room; one in use lives on in its user's clone.
-            connections.pop_first();
-        }
-        Ok(connections.entry(addr).or_insert(connection).clone())
-    }
-
-    async fn connect(&self, addr: SocketAddr) -> Result<MultiplexedConnection, redis::RedisError> {
-        let mut settings = RedisConnectionInfo::default().set_skip_set_lib_name();
-        if let Some(login) = &self.options.login {
-            settings = settings.set_password(login.password());
-            if let Some(user) = login.user() {
-                settings = settings.set_username(user);
-            }
-        }
-        let to = ConnectionAddr::Tcp(addr.ip().to_string(), addr.port());
-        let client = Client::open(to.into_connection_info()?.set_redis_settings(settings))?;
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_response_timeout(Some(RESPONSE_TIMEOUT));
-        client.get_multiplexed_async_connection_with_config(&config).await
-    }
-
-    fn connections(&self) -> std::sync::MutexGuard<'_, BTreeMap<SocketAddr, MultiplexedConnection>> {
-        // Never held across an await or a panic that could leave the map half changed.
-        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+        let answer = self.line.ask(addr, name, command).await?;
+        redis::from_redis_value(answer).map_err(|error| AdminError::Command {
+            addr,
+            command: name,
+            source: error.into(),
+        })
     }
 }
 

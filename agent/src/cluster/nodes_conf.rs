@@ -15,7 +15,7 @@ use std::fmt::Write as _;
 use redmesh_api::ids::NodeId;
 use redmesh_api::level::{BUS_PORT_OFFSET, ClusterPlan, PlannedInstance, PlannedRole};
 
-use super::version::ServerVersion;
+use super::version::NodesConfFormat;
 
 /// A plan from which no file can be made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -40,11 +40,11 @@ pub enum NodesConfError {
     },
 }
 
-/// Renders the file for the instance `myself` of `plan`, in the format of `version`.
+/// Renders the file for the instance `myself` of `plan`, in `format`.
 pub fn render_nodes_conf(
     plan: &ClusterPlan,
     myself: NodeId,
-    version: ServerVersion,
+    format: NodesConfFormat,
 ) -> Result<String, NodesConfError> {
     const LINE_BYTES: usize = 160;
     let mut text = String::with_capacity(LINE_BYTES * (plan.instances.len() + 1));
@@ -52,7 +52,7 @@ pub fn render_nodes_conf(
     for instance in &plan.instances {
         let me = instance.node_id == myself;
         found |= me;
-        epoch_max = epoch_max.max(push_line(&mut text, plan, instance, me, version)?);
+        epoch_max = epoch_max.max(push_line(&mut text, plan, instance, me, format)?);
     }
     if !found {
         return Err(NodesConfError::UnknownNode { plan: plan.id, node: myself });
@@ -67,7 +67,7 @@ fn push_line(
     plan: &ClusterPlan,
     instance: &PlannedInstance,
     myself: bool,
-    version: ServerVersion,
+    format: NodesConfFormat,
 ) -> Result<u64, NodesConfError> {
     let primary_of = |index: u32| plan.instances.get(index as usize);
     let (primary, slots, epoch) = match instance.role {
@@ -81,7 +81,7 @@ fn push_line(
     let (ip, port) = (plan.host_of(instance).ip, instance.port);
     // Writing into a String can't fail. An IPv6 address stands without brackets.
     let _ = write!(text, "{} {ip}:{port}@{}", instance.node_id, u32::from(port) + u32::from(BUS_PORT_OFFSET));
-    if version.writes_shard_ids() {
+    if format == NodesConfFormat::ShardIds {
         let _ = write!(text, ",,shard-id={}", instance.shard_id);
     }
     let flags = match (myself, primary.is_some()) {

@@ -1,4 +1,7 @@
 //! Which server a binary is, by its own account, and what follows for its files.
+//!
+//! What `nodes.conf` looks like is known of the versions named here and of no other: a
+//! server that reads a file wrongly may lose slots, so of an unknown one none is written.
 
 use std::fmt;
 
@@ -22,6 +25,15 @@ pub struct ServerVersion {
     pub minor: u16,
     /// Patch level.
     pub patch: u16,
+}
+
+/// How a version writes the address of a node in `nodes.conf`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NodesConfFormat {
+    /// `ip:port@bus port`, with `,hostname` only where there is one: Redis 6.2 and 7.0.
+    Plain,
+    /// `ip:port@bus port,hostname,shard-id=…`: Redis 7.2 to 8.0, Valkey 7.2 to 8.1.
+    ShardIds,
 }
 
 /// Text that is no `--version` output of a known server.
@@ -60,11 +72,13 @@ impl ServerVersion {
         })
     }
 
-    /// Whether `nodes.conf` bears shard ids (Redis 7.2 and later, every Valkey).
-    pub fn writes_shard_ids(self) -> bool {
-        match self.flavour {
-            Flavour::Redis => (self.major, self.minor) >= (7, 2),
-            Flavour::Valkey => true,
+    /// How it writes `nodes.conf`; `None` where that is not known.
+    pub fn nodes_conf_format(self) -> Option<NodesConfFormat> {
+        match (self.flavour, self.major, self.minor) {
+            (Flavour::Redis, 6, 2) | (Flavour::Redis, 7, 0) => Some(NodesConfFormat::Plain),
+            (Flavour::Redis, 7, 2 | 4) | (Flavour::Redis, 8, 0) => Some(NodesConfFormat::ShardIds),
+            (Flavour::Valkey, 7, 2) | (Flavour::Valkey, 8, 0 | 1) => Some(NodesConfFormat::ShardIds),
+            _ => None,
         }
     }
 }
@@ -89,12 +103,35 @@ mod tests {
             "Redis server v=7.0.15 sha=00000000:0 malloc=jemalloc-5.3.0 bits=64 build=ae4d7c971a948f0";
         let version = ServerVersion::parse(redis).unwrap();
         assert_eq!(version, ServerVersion { flavour: Flavour::Redis, major: 7, minor: 0, patch: 15 });
-        assert!(!version.writes_shard_ids());
+        assert_eq!(version.nodes_conf_format(), Some(NodesConfFormat::Plain));
         assert_eq!(version.to_string(), "Redis 7.0.15");
         let valkey =
             ServerVersion::parse("Valkey server v=8.0.1 sha=00000000:0 malloc=jemalloc-5.3.0 bits=64");
-        assert!(valkey.unwrap().writes_shard_ids());
-        assert!(ServerVersion::parse("Redis server v=7.2.0-rc1").unwrap().writes_shard_ids());
+        assert_eq!(valkey.unwrap().nodes_conf_format(), Some(NodesConfFormat::ShardIds));
+    }
+
+    #[test]
+    fn only_known_versions_have_a_known_format() {
+        let format = |text: &str| ServerVersion::parse(text).unwrap().nodes_conf_format();
+        for version in ["Redis server v=6.2.14", "Redis server v=7.0.0"] {
+            assert_eq!(format(version), Some(NodesConfFormat::Plain), "{version}");
+        }
+        for version in [
+            "Redis server v=7.2.0-rc1",
+            "Redis server v=7.4.2",
+            "Redis server v=8.0.3",
+            "Valkey server v=8.1.0",
+        ] {
+            assert_eq!(format(version), Some(NodesConfFormat::ShardIds), "{version}");
+        }
+        for version in [
+            "Redis server v=6.0.16",
+            "Redis server v=7.1.0",
+            "Redis server v=99.0.0",
+            "Valkey server v=9.0.0",
+        ] {
+            assert_eq!(format(version), None, "{version}");
+        }
     }
 
     #[test]

@@ -24,6 +24,14 @@ pub use raw::Overrides;
 /// gossip itself is the load; above, a dead host goes unnoticed for a minute.
 const GOSSIP_INTERVAL_MS: std::ops::RangeInclusive<u64> = 20..=5_000;
 
+/// `redis.malloc_conf` where it isn't set. A formation makes buffers by the thousand and
+/// frees most at once; jemalloc keeps freed pages for ten seconds, and of 200 servers on one
+/// machine that was a third of the memory.
+pub const MALLOC_CONF_DEFAULT: &str = "dirty_decay_ms:1000,muzzy_decay_ms:0";
+
+/// Bytes of `redis.malloc_conf`.
+const MALLOC_CONF_BYTES_MAX: usize = 512;
+
 /// Load threads of one host; a core each, so more than any host has is a slip.
 const LOAD_THREADS_MAX: usize = THREADS_PER_HOST_MAX as usize;
 
@@ -75,6 +83,10 @@ pub struct RedisConfig {
     pub ip: IpAddr,
     /// Data port of the first instance.
     pub base_port: u16,
+    /// Held instances that are released at a time; `None` is one for each core.
+    pub release_at_once: Option<usize>,
+    /// `MALLOC_CONF` of the servers' jemalloc; `None` leaves it its own defaults.
+    pub malloc_conf: Option<String>,
     /// Whether instances outlive the agent.
     pub on_agent_exit: OnAgentExit,
     /// Whether servers want a password.
@@ -91,6 +103,8 @@ impl fmt::Debug for RedisConfig {
             .field("data_dir", &self.data_dir)
             .field("ip", &self.ip)
             .field("base_port", &self.base_port)
+            .field("release_at_once", &self.release_at_once)
+            .field("malloc_conf", &self.malloc_conf)
             .field("on_agent_exit", &self.on_agent_exit)
             .field("auth", &self.auth)
             .field("directives", &self.directives.keys())
@@ -291,6 +305,13 @@ fn validate_redis(raw: raw::Redis, mesh_ip: IpAddr) -> Result<RedisConfig, Confi
             ),
         ));
     }
+    if raw.release_at_once == Some(0) {
+        return Err(invalid(
+            "redis.release_at_once",
+            0,
+            "must be at least 1; leave it out for one for each core",
+        ));
+    }
     let mut directives = BTreeMap::new();
     for (name, value) in raw.directives {
         let arguments = value.arguments().map_err(|reason| ConfigError::Invalid {
@@ -299,6 +320,14 @@ fn validate_redis(raw: raw::Redis, mesh_ip: IpAddr) -> Result<RedisConfig, Confi
             reason,
         })?;
         directives.insert(name, arguments);
+    }
+    let malloc_ok = |b: u8| b.is_ascii_alphanumeric() || b"_:,.-".contains(&b);
+    if raw.malloc_conf.len() > MALLOC_CONF_BYTES_MAX || !raw.malloc_conf.bytes().all(malloc_ok) {
+        return Err(invalid(
+            "redis.malloc_conf",
+            raw.malloc_conf,
+            "must be jemalloc's options such as \"dirty_decay_ms:1000\", separated by commas, or \"\" for none",
+        ));
     }
     // A name is looked for in PATH; a path must not depend on whose directory it is read in.
     let is_path = |server: &Path| server.is_absolute() || server.components().count() > 1;
@@ -311,6 +340,8 @@ fn validate_redis(raw: raw::Redis, mesh_ip: IpAddr) -> Result<RedisConfig, Confi
         data_dir: absolute("redis.data_dir", raw.data_dir)?,
         ip,
         base_port: raw.base_port,
+        release_at_once: raw.release_at_once.map(usize::from),
+        malloc_conf: Some(raw.malloc_conf).filter(|conf| !conf.is_empty()),
         on_agent_exit: raw.on_agent_exit,
         auth: raw.auth,
         directives,

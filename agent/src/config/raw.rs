@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use toml::{Table, Value};
 
-use super::{ConfigError, LogFormat, OnAgentExit, RedisAuth};
+use super::{ConfigError, LogFormat, MALLOC_CONF_DEFAULT, OnAgentExit, RedisAuth};
 
 /// Prefix of the environment's overrides; `__` stands between section and key.
 const ENV_PREFIX: &str = "REDMESH_";
@@ -105,6 +105,8 @@ pub(super) struct Redis {
     pub data_dir: PathBuf,
     pub ip: Option<IpAddr>,
     pub base_port: u16,
+    pub release_at_once: Option<u16>,
+    pub malloc_conf: String,
     pub on_agent_exit: OnAgentExit,
     pub auth: RedisAuth,
     pub directives: BTreeMap<String, Directive>,
@@ -117,8 +119,10 @@ impl Default for Redis {
             data_dir: "/var/lib/redmesh/redis_cluster".into(),
             ip: None,
             base_port: 6379,
+            release_at_once: None,
+            malloc_conf: MALLOC_CONF_DEFAULT.to_owned(),
             on_agent_exit: OnAgentExit::Leave,
-            auth: RedisAuth::On,
+            auth: RedisAuth::Off,
             directives: BTreeMap::new(),
         }
     }

@@ -126,3 +126,13 @@ fn directives_values_stay_out_of_errors_and_logs() {
     let error = load(&text, &[], &[]).expect_err("a line break");
     assert!(error.contains("requirepass") && !error.contains("secret"), "{error}");
 }
+
+#[test]
+fn allocator_options_can_be_set_and_taken_away() {
+    let of = |set: &[&str]| load(MINIMAL, &[], set).map(|config| config.redis.malloc_conf);
+    assert_eq!(of(&[]).unwrap().as_deref(), Some(MALLOC_CONF_DEFAULT));
+    assert_eq!(of(&["redis.malloc_conf=narenas:1"]).unwrap().as_deref(), Some("narenas:1"));
+    assert_eq!(of(&["redis.malloc_conf=\"\""]).unwrap(), None);
+    let error = of(&["redis.malloc_conf=a b"]).expect_err("a space");
+    assert!(error.contains("redis.malloc_conf") && error.contains("dirty_decay_ms"), "{error}");
+}

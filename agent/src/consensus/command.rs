@@ -1,7 +1,7 @@
 //! What may be asked of the replicated state.
 
-use redmesh_api::ids::{MeshId, PlanId, RunId};
-use redmesh_api::level::{ClusterPlan, PlanStage};
+use redmesh_api::ids::{MeshId, NodeId, PlanId, RunId};
+use redmesh_api::level::{ClusterPlan, Convergence, PlanStage};
 use redmesh_api::run::{Run, RunResult, RunStage, Share};
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +22,18 @@ pub enum Command {
         plan: PlanId,
         /// The stage reached.
         to: PlanStage,
+        /// The coordinator's clock, Unix milliseconds.
+        at_unix_ms: u64,
+        /// How the views became one, where the plan is formed now.
+        convergence: Option<Convergence>,
+    },
+    /// Writes the servers' own node ids into a plan for MEET, and so takes it from
+    /// [`PlanStage::Prepare`] to [`PlanStage::Release`].
+    NameNodes {
+        /// Which; must be the one there is.
+        plan: PlanId,
+        /// One for each instance of the plan, in its order.
+        ids: Vec<NodeId>,
         /// The coordinator's clock, Unix milliseconds.
         at_unix_ms: u64,
     },

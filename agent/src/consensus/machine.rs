@@ -4,8 +4,11 @@
 //! Stages only advance, the mesh and the plan are set once, and the level is bounded in
 //! runs and in bytes, because it travels whole.
 
+use std::collections::BTreeSet;
+
 use redmesh_api::codec;
-use redmesh_api::level::{ClusterPlan, Level, PlanStage, StageReached, Stamp};
+use redmesh_api::ids::{NodeId, PlanId};
+use redmesh_api::level::{ClusterPlan, Formation, Level, PlanStage, StageReached, Stamp};
 use redmesh_api::limits::{FRAME_BYTES_MAX, RUNS_KEPT_MAX, SHARES_MAX};
 use redmesh_api::run::{Job, Run, RunResult, RunStage, Share};
 
@@ -47,17 +50,18 @@ fn change(level: &mut Level, command: &Command) -> Applied {
             Some(known) => rejected(format!("the mesh is {known} already, not {mesh}")),
         },
         Command::CreatePlan(plan) => create_plan(level, plan),
-        Command::AdvancePlan { plan, to, at_unix_ms } => match level.plan.as_mut() {
-            Some(known) if known.id == *plan => {
-                let applied = advance(&mut known.stage, *to);
+        Command::AdvancePlan { plan, to, at_unix_ms, convergence } => {
+            the_plan(level, *plan).map_or_else(rejected, |known| {
+                let applied = advance_plan(known, *to, *at_unix_ms);
                 if applied == Applied::Done {
-                    known.reached.push(StageReached { stage: *to, at_unix_ms: *at_unix_ms });
+                    known.convergence.clone_from(convergence);
                 }
                 applied
-            }
-            Some(known) => rejected(format!("plan {plan} is not the mesh's plan, which is {}", known.id)),
-            None => rejected(format!("plan {plan} is unknown, there is no plan yet")),
-        },
+            })
+        }
+        Command::NameNodes { plan, ids, at_unix_ms } => {
+            the_plan(level, *plan).map_or_else(rejected, |known| name_nodes(known, ids, *at_unix_ms))
+        }
         Command::StartRun(run) => start_run(level, run),
         Command::AdvanceRun { run, to } => match level.runs.iter_mut().find(|known| known.id == *run) {
             None => rejected(format!("run {run} is unknown")),
@@ -89,6 +93,56 @@ fn create_plan(level: &mut Level, plan: &ClusterPlan) -> Applied {
         Some(known) if known.id == plan.id => Applied::Unchanged,
         Some(known) => rejected(format!("there is a plan already, {}", known.id)),
     }
+}
+
+/// The plan, if it is the one that is meant.
+fn the_plan(level: &mut Level, id: PlanId) -> Result<&mut ClusterPlan, String> {
+    match level.plan.as_mut() {
+        Some(known) if known.id == id => Ok(known),
+        Some(known) => Err(format!("plan {id} is not the mesh's plan, which is {}", known.id)),
+        None => Err(format!("plan {id} is unknown, there is no plan yet")),
+    }
+}
+
+fn advance_plan(plan: &mut ClusterPlan, to: PlanStage, at_unix_ms: u64) -> Applied {
+    let nameless = plan.formation == Formation::Meet && plan.stage == PlanStage::Prepare;
+    if nameless && to > PlanStage::Prepare {
+        return rejected(format!("plan {} has no node ids yet: it can't go on to {to:?}", plan.id));
+    }
+    let applied = advance(&mut plan.stage, to);
+    if applied == Applied::Done {
+        plan.reached.push(StageReached { stage: to, at_unix_ms });
+    }
+    applied
+}
+
+fn name_nodes(plan: &mut ClusterPlan, ids: &[NodeId], at_unix_ms: u64) -> Applied {
+    if plan.formation != Formation::Meet {
+        return rejected(format!("plan {} is seeded: it has had its node ids from the beginning", plan.id));
+    }
+    if plan.stage > PlanStage::Prepare {
+        let same = plan.instances.iter().map(|instance| &instance.node_id).eq(ids);
+        return match same {
+            true => Applied::Unchanged,
+            false => rejected(format!("plan {} has other node ids already", plan.id)),
+        };
+    }
+    let distinct: BTreeSet<_> = ids.iter().filter(|id| **id != NodeId::UNKNOWN).collect();
+    if ids.len() != plan.instances.len() || distinct.len() != ids.len() {
+        return rejected(format!(
+            "{} node ids, {} of them distinct, don't name the {} instances of plan {}",
+            ids.len(),
+            distinct.len(),
+            plan.instances.len(),
+            plan.id
+        ));
+    }
+    for (instance, id) in plan.instances.iter_mut().zip(ids) {
+        instance.node_id = *id;
+    }
+    plan.stage = PlanStage::Release;
+    plan.reached.push(StageReached { stage: PlanStage::Release, at_unix_ms });
+    Applied::Done
 }
 
 fn start_run(level: &mut Level, run: &Run) -> Applied {

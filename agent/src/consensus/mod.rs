@@ -8,6 +8,7 @@
 
 pub mod bootstrap;
 mod command;
+mod elections;
 mod leadership;
 pub mod machine;
 mod network;
@@ -44,7 +45,7 @@ pub use pledge::{Pledge, PledgeReply};
 pub use store::{FILE_NAME, StoreError};
 pub use types::VoterNode;
 
-use network::{Links, RaftRpc, RaftRpcReply};
+use network::{Links, RaftRequest, RaftRpc, RaftRpcReply};
 use store::{LogStore, MachineStore, Store};
 use types::{Proposal, Raft, VoterId};
 
@@ -199,7 +200,8 @@ struct Inner {
     /// Held while this host initialises or pledges: neither may overtake the other.
     bootstrap: AsyncMutex<()>,
     cancel: CancellationToken,
-    follower: Mutex<Option<JoinHandle<()>>>,
+    /// What watches the node.
+    watchers: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl fmt::Debug for Consensus {
@@ -233,7 +235,9 @@ impl Consensus {
         let (sender, leadership) = watch::channel(Leadership::default());
         let cancel = CancellationToken::new();
         let follower = leadership::follow(raft.metrics(), sender, options.election_max, cancel.clone());
-        let follower = Mutex::new(Some(tokio::spawn(follower)));
+        let put_off = options.election_min..options.election_min + options.election_max;
+        let elections = elections::stagger(raft.clone(), put_off, cancel.clone());
+        let watchers = Mutex::new(vec![tokio::spawn(follower), tokio::spawn(elections)]);
         let quorum_wait = options.election_max;
         let inner = Inner {
             id,
@@ -244,7 +248,7 @@ impl Consensus {
             quorum_wait,
             bootstrap: AsyncMutex::new(()),
             cancel,
-            follower,
+            watchers,
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -366,7 +370,9 @@ impl Consensus {
     /// comes from an agent.
     pub async fn handle(&self, payload: Bytes) -> Result<Vec<u8>, CodecError> {
         let raft = &self.inner.raft;
-        let reply = match codec::decode(&payload)? {
+        let RaftRequest { to, rpc } = codec::decode(&payload)?;
+        let reply = match rpc {
+            _ if to != self.inner.id => RaftRpcReply::NotMe(self.inner.id),
             RaftRpc::Append(rpc) => RaftRpcReply::Append(raft.append_entries(rpc).await),
             RaftRpc::Vote(rpc) => RaftRpcReply::Vote(raft.vote(rpc).await),
             RaftRpc::Snapshot(rpc) => RaftRpcReply::Snapshot(raft.install_snapshot(rpc).await),
@@ -412,11 +418,11 @@ impl Consensus {
             Ok(Err(error)) => tracing::warn!(%error, "the consensus node ended badly"),
             Err(_) => tracing::warn!("the consensus node does not stop"),
         }
-        let follower = inner.follower.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(follower) = follower
-            && let Err(error) = follower.await
-        {
-            tracing::warn!(%error, "the leadership task ended badly");
+        let watchers = std::mem::take(&mut *inner.watchers.lock().unwrap_or_else(PoisonError::into_inner));
+        for watcher in watchers {
+            if let Err(error) = watcher.await {
+                tracing::warn!(%error, "a task that watched the consensus node ended badly");
+            }
         }
         inner.store.close().await;
     }

@@ -28,6 +28,15 @@ const UNREACHABLE_BACKOFF: Duration = Duration::from_millis(200);
 /// Where a host lives now, if anybody knows.
 pub type Resolve = Arc<dyn Fn(HostId) -> Option<SocketAddr> + Send + Sync>;
 
+/// A request and whom it is meant for: a host that lost its disk comes back at the same
+/// address as another one, and must neither take its predecessor's entries nor vote in its
+/// place.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct RaftRequest {
+    pub(super) to: HostId,
+    pub(super) rpc: RaftRpc,
+}
+
 /// What one voter asks of another.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum RaftRpc {
@@ -36,9 +45,11 @@ pub(super) enum RaftRpc {
     Snapshot(InstallSnapshotRequest<TypeConfig>),
 }
 
-/// Its answer, of the same variant.
+/// Its answer, of the same variant if the request was meant for it.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum RaftRpcReply {
+    /// Meant for another host, by this one's id.
+    NotMe(HostId),
     Append(Result<AppendEntriesResponse<VoterId>, RaftError<VoterId>>),
     Vote(Result<VoteResponse<VoterId>, RaftError<VoterId>>),
     Snapshot(Result<InstallSnapshotResponse<VoterId>, RaftError<VoterId, InstallSnapshotError>>),
@@ -68,6 +79,15 @@ pub(super) struct Link {
     node: VoterNode,
 }
 
+/// Another host lives at the voter's address now.
+#[derive(Debug, thiserror::Error)]
+#[error("{by} is host {id}, not {wanted}")]
+struct AnotherHost {
+    by: SocketAddr,
+    id: HostId,
+    wanted: HostId,
+}
+
 /// The voter answered another question than it was asked.
 #[derive(Debug, thiserror::Error)]
 #[error("{by} answered a request of another kind")]
@@ -78,14 +98,19 @@ struct WrongReply {
 impl Link {
     async fn call<E: std::error::Error>(
         &self,
-        rpc: &RaftRpc,
+        rpc: RaftRpc,
         option: &RPCOption,
     ) -> Result<(SocketAddr, RaftRpcReply), RpcError<E>> {
         let to = (self.links.resolve)(self.target.0).unwrap_or(self.node.addr);
-        match call(&*self.links.transport, to, Channel::Raft, rpc, option.hard_ttl()).await {
+        let entries = entries(&rpc);
+        let request = RaftRequest { to: self.target.0, rpc };
+        match call(&*self.links.transport, to, Channel::Raft, &request, option.hard_ttl()).await {
+            Ok(RaftRpcReply::NotMe(id)) => {
+                Err(Unreachable::new(&AnotherHost { by: to, id, wanted: self.target.0 }).into())
+            }
             Ok(reply) => Ok((to, reply)),
-            Err(TransportError::Codec { source: CodecError::TooLarge { .. }, .. }) if entries(rpc) > 1 => {
-                Err(PayloadTooLarge::new_entries_hint(entries(rpc) / 2).into())
+            Err(TransportError::Codec { source: CodecError::TooLarge { .. }, .. }) if entries > 1 => {
+                Err(PayloadTooLarge::new_entries_hint(entries / 2).into())
             }
             Err(error @ (TransportError::Unreachable { .. } | TransportError::Refused { .. })) => {
                 Err(Unreachable::new(&error).into())
@@ -113,7 +138,7 @@ impl RaftNetwork<TypeConfig> for Link {
         rpc: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<VoterId>, RpcError<RaftError<VoterId>>> {
-        match self.call(&RaftRpc::Append(rpc), &option).await? {
+        match self.call(RaftRpc::Append(rpc), &option).await? {
             (_, RaftRpcReply::Append(result)) => self.remote(result),
             (by, _) => Err(NetworkError::new(&WrongReply { by }).into()),
         }
@@ -124,7 +149,7 @@ impl RaftNetwork<TypeConfig> for Link {
         rpc: InstallSnapshotRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<InstallSnapshotResponse<VoterId>, RpcError<RaftError<VoterId, InstallSnapshotError>>> {
-        match self.call(&RaftRpc::Snapshot(rpc), &option).await? {
+        match self.call(RaftRpc::Snapshot(rpc), &option).await? {
             (_, RaftRpcReply::Snapshot(result)) => self.remote(result),
             (by, _) => Err(NetworkError::new(&WrongReply { by }).into()),
         }
@@ -135,7 +160,7 @@ impl RaftNetwork<TypeConfig> for Link {
         rpc: VoteRequest<VoterId>,
         option: RPCOption,
     ) -> Result<VoteResponse<VoterId>, RpcError<RaftError<VoterId>>> {
-        match self.call(&RaftRpc::Vote(rpc), &option).await? {
+        match self.call(RaftRpc::Vote(rpc), &option).await? {
             (_, RaftRpcReply::Vote(result)) => self.remote(result),
             (by, _) => Err(NetworkError::new(&WrongReply { by }).into()),
         }

@@ -270,6 +270,31 @@ async fn a_dead_voter_is_replaced_and_its_return_disturbs_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_lost_its_disk_is_not_taken_for_the_voter_that_it_was() {
+    let mut cluster = Cluster::new(3, 3).await;
+    let leader = cluster.acting(None).await;
+    let (_, stamp) = cluster.consensus(leader.0).propose(found(1)).await.unwrap();
+    cluster.all_have(stamp, [1, 2, 3].map(HostId)).await;
+    let lost = if leader == HostId(3) { HostId(2) } else { HostId(3) };
+    drop(cluster.stop(lost).await);
+    // The same address, another id, and nothing on its disk.
+    let dir = TempDir::new().unwrap();
+    let transport = cluster.network.join(addr(lost.0), HostId(9), "host-9");
+    let options = ConsensusOptions::new(HostId(9), "host-9", dir.path());
+    let stranger = Consensus::start(options, transport.clone(), Arc::new(|_| None)).await.unwrap();
+    transport.serve(Arc::new(Serve(stranger.clone())));
+    // The leader goes on, though it takes the stranger's address for its voter's.
+    for _ in 0..3 {
+        cluster.consensus(leader.0).confirm_leadership().await.unwrap();
+        tokio::time::sleep(HEARTBEAT * 3).await;
+    }
+    assert!(!stranger.is_initialized().await.unwrap(), "it has taken what was meant for another");
+    transport.close().await;
+    stranger.shutdown().await;
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_voter_far_behind_catches_up_by_snapshot() {
     let cluster = Cluster::new(4, 3).await;
     let leader = cluster.acting(None).await;

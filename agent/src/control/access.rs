@@ -30,7 +30,7 @@ pub fn forbidden(peer: &Peer, request: &ControlRequest) -> Option<Refusal> {
 
 #[cfg(test)]
 mod tests {
-    use redmesh_api::control::{RunRef, ShareRequest, VerifyRequest};
+    use redmesh_api::control::{ClusterCreate, RunRef, ShareRequest, VerifyRequest};
     use redmesh_api::ids::HostId;
     use redmesh_api::level::ClusterSpec;
     use redmesh_api::run::{RunSpec, RunUntil};
@@ -42,6 +42,7 @@ mod tests {
         let run = RunRef::Latest;
         let asking = vec![
             ControlRequest::Members,
+            ControlRequest::Doctor(ClusterSpec::default()),
             ControlRequest::ClusterStatus,
             ControlRequest::ClusterCheck,
             ControlRequest::RunList,
@@ -51,7 +52,7 @@ mod tests {
         let spec = RunSpec::closed_loop(Workload::uuid_counter(), 1, RunUntil::Writes(1));
         let share = ShareRequest { run: run.clone(), host: "h".to_owned(), workers: 1, writes: None };
         let changing = vec![
-            ControlRequest::ClusterCreate(ClusterSpec::default()),
+            ControlRequest::ClusterCreate(ClusterCreate { spec: ClusterSpec::default(), force: Vec::new() }),
             ControlRequest::RunStart(spec),
             ControlRequest::RunShare(share),
             ControlRequest::RunVerify(VerifyRequest { run: run.clone(), sample: None, workers: 1 }),

@@ -1,17 +1,16 @@
 //! Changes, made on the coordinator alone: create a cluster, start and stop runs.
 
-use redmesh_api::control::{ControlReply, ControlRequest, RefusalKind, RunRef, ShareRequest, VerifyRequest};
-use redmesh_api::ids::{HostId, PlanId, RunId};
-use redmesh_api::level::{ClusterSpec, Level, PlanStage, PlannedHost};
-use redmesh_api::limits::{
-    INSTANCES_PER_HOST_MAX, OUTSTANDING_MAX, PIPELINE_MAX, THREADS_PER_HOST_MAX, WORKERS_MAX,
+use redmesh_api::control::{
+    ClusterCreate, ControlReply, ControlRequest, RefusalKind, RunRef, ShareRequest, VerifyRequest,
 };
+use redmesh_api::ids::{HostId, PlanId, RunId};
+use redmesh_api::level::{Level, PlanStage, PlannedHost};
+use redmesh_api::limits::{OUTSTANDING_MAX, PIPELINE_MAX, THREADS_PER_HOST_MAX, WORKERS_MAX};
 use redmesh_api::run::{Job, Run, RunSpec, RunStage, RunUntil, Share};
 use uuid::Uuid;
 
 use super::joining::{self, Refused};
-use super::{Control, refused, runs, verify};
-use crate::clock::now_unix_ms;
+use super::{Control, apart, doctor, refused, runs, surveying, verify};
 use crate::cluster::{self, PlanInput};
 use crate::consensus::{Applied, Command, ProposeError};
 use crate::coordinator::{account, settle};
@@ -37,7 +36,7 @@ impl Control {
             Err(error) => return not_begun(&error),
         };
         match request {
-            ControlRequest::ClusterCreate(spec) => self.create(&level, spec).await,
+            ControlRequest::ClusterCreate(create) => self.create(&level, create).await,
             ControlRequest::RunStart(spec) => self.start(&level, spec).await,
             ControlRequest::RunShare(request) => self.share(&level, &request).await,
             ControlRequest::RunVerify(request) => self.verify(&level, &request).await,
@@ -46,34 +45,30 @@ impl Control {
         }
     }
 
-    async fn create(&self, level: &Level, spec: ClusterSpec) -> ControlReply {
+    async fn create(&self, level: &Level, ClusterCreate { spec, force }: ClusterCreate) -> ControlReply {
         if level.mesh.is_none() {
             return refused(RefusalKind::NoCoordinator, "the mesh is just being founded: try again");
         }
         if let Some(plan) = &level.plan {
             return if plan.spec == spec {
-                ControlReply::Created { plan: plan.clone(), fresh: false }
+                let (warnings, notes) = (Vec::new(), Vec::new());
+                ControlReply::Created { plan: plan.clone(), fresh: false, warnings, notes }
             } else {
                 refused(
                     RefusalKind::Conflict,
                     format!(
-                        "a cluster of {} instances ({} per host, {} replicas) is there already; a create \
+                        "a cluster of {} instances ({} per host{}, {} replicas) is there already; a create \
                          with the same values continues or confirms it, other values would destroy it",
                         plan.instances.len(),
                         plan.spec.instances_per_host,
+                        apart::in_words(&plan.spec),
                         plan.spec.replicas
                     ),
                 )
             };
         }
-        if !(1..=INSTANCES_PER_HOST_MAX).contains(&spec.instances_per_host) {
-            return refused(
-                RefusalKind::Invalid,
-                format!(
-                    "instances per host = {}: must be 1 to {INSTANCES_PER_HOST_MAX}",
-                    spec.instances_per_host
-                ),
-            );
+        if let Some(reason) = doctor::per_host_problem(&spec) {
+            return refused(RefusalKind::Invalid, reason);
         }
         let known = self.census.hosts();
         let hosts: Vec<PlannedHost> = known
@@ -102,21 +97,37 @@ impl Control {
             );
         }
         let mut hosts = hosts;
+        if let Some((kind, reason)) = apart::unknown(&spec, &known) {
+            return refused(kind, reason);
+        }
         hosts.sort_by_cached_key(|host| super::natural(&host.name));
-        let instances = hosts.len() * usize::from(spec.instances_per_host);
+        let report = self.examine(level, &spec).await;
+        let suited_ms = report.node_timeout_ms;
+        let warnings = match doctor::pass(report, &force) {
+            Ok(warnings) => warnings,
+            Err(reason) => return refused(RefusalKind::Preflight, reason),
+        };
+        let surveyed = match surveying::survey(&self.census, &*self.transport, &spec, &hosts).await {
+            Ok(surveyed) => surveyed,
+            Err((kind, reason)) => return refused(kind, reason),
+        };
+        let node_timeout_ms = spec.node_timeout_ms.or(surveyed.node_timeout_ms);
         let input = PlanInput {
             id: PlanId(Uuid::new_v4()),
-            node_timeout_ms: spec.node_timeout_ms.unwrap_or_else(|| cluster::node_timeout_ms(instances)),
+            node_timeout_ms: node_timeout_ms.unwrap_or(suited_ms),
+            formation: surveyed.formation,
             spec,
             hosts,
-            created_unix_ms: now_unix_ms(),
+            created_unix_ms: self.census.clock.now_unix_ms(),
         };
         let planned = match cluster::plan(input, &mut rand::rng()) {
             Ok(planned) => planned,
             Err(error) => return refused(RefusalKind::Invalid, crate::error_chain(&error)),
         };
         match self.orders.commit(Command::CreatePlan(Box::new(planned.clone()))).await {
-            Ok(Applied::Done | Applied::Unchanged) => ControlReply::Created { plan: planned, fresh: true },
+            Ok(Applied::Done | Applied::Unchanged) => {
+                ControlReply::Created { plan: planned, fresh: true, warnings, notes: surveyed.notes }
+            }
             Ok(Applied::Rejected(reason)) => refused(RefusalKind::Conflict, reason),
             Err(error) => uncertain(&error),
         }
@@ -189,7 +200,7 @@ impl Control {
                 ),
             );
         }
-        let created_unix_ms = now_unix_ms();
+        let created_unix_ms = self.census.clock.now_unix_ms();
         let run = Run {
             id: RunId(Uuid::new_v4()),
             shares,
@@ -213,7 +224,7 @@ impl Control {
             Err(refusal) => return ControlReply::Refused(refusal),
         };
         let share = joining::host_by_name(&self.census.hosts(), &request.host)
-            .and_then(|host| joining::added_share(run, request, host, now_unix_ms()));
+            .and_then(|host| joining::added_share(run, request, host, self.census.clock.now_unix_ms()));
         let (share, known) = match (share, u16::try_from(run.shares.len())) {
             (Ok(share), Ok(known)) => (share, known),
             (Err((kind, reason)), _) => return refused(kind, reason),

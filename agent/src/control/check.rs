@@ -1,9 +1,11 @@
-//! `cluster check`: every instance asked for its view now, held against each other.
+//! `cluster check`: every instance asked for its view now, held against each other; and
+//! how shards and primaries stand on the hosts, held against the plan.
+
+mod standing;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use redmesh_api::control::{ClusterCheck, ControlReply, InstanceView, RefusalKind};
-use redmesh_api::ids::NodeId;
 use redmesh_api::level::{ClusterPlan, SLOTS};
 
 use super::refused;
@@ -11,8 +13,8 @@ use crate::census::Census;
 use crate::peer::{self, PeerReply, PeerRequest};
 use crate::transport::Transport;
 
-/// Errors that a check lists one by one; the rest are counted.
-const ERRORS_LISTED_MAX: usize = 50;
+/// Errors, and warnings, that a check lists one by one; the rest are counted.
+const LISTED_MAX: usize = 50;
 
 /// Asks all hosts of the plan for their instances' views and judges them.
 pub async fn cluster_check(census: &Census, transport: &dyn Transport) -> ControlReply {
@@ -79,7 +81,7 @@ pub fn judge(plan: &ClusterPlan, mut views: Vec<InstanceView>, mut errors: Vec<S
     if by_digest.len() > 1 {
         let majority = by_digest.values().map(Vec::len).max().unwrap_or(0);
         let others = by_digest.values().filter(|group| group.len() < majority).flatten();
-        let names: Vec<_> = others.map(|view| view.addr.to_string()).take(ERRORS_LISTED_MAX).collect();
+        let names: Vec<_> = others.map(|view| view.addr.to_string()).take(LISTED_MAX).collect();
         errors.push(format!(
             "views differ ({} kinds); apart from the majority: {}",
             by_digest.len(),
@@ -93,12 +95,10 @@ pub fn judge(plan: &ClusterPlan, mut views: Vec<InstanceView>, mut errors: Vec<S
     if !open_slots.is_empty() {
         warnings.push(format!("{} slots are open (being migrated or imported)", open_slots.len()));
     }
-    warnings.extend(shared_hosts(&views));
+    warnings.extend(standing::warnings(plan, &views));
     let agreed = by_digest.len() == 1 && views.iter().all(|view| view.up);
-    if errors.len() > ERRORS_LISTED_MAX {
-        let more = errors.split_off(ERRORS_LISTED_MAX).len();
-        errors.push(format!("… and {more} more"));
-    }
+    bound(&mut errors);
+    bound(&mut warnings);
     ClusterCheck {
         slots_covered,
         agreed,
@@ -109,13 +109,13 @@ pub fn judge(plan: &ClusterPlan, mut views: Vec<InstanceView>, mut errors: Vec<S
     }
 }
 
-/// Replicas that stand beside their primary (as failovers can leave them).
-fn shared_hosts(views: &[InstanceView]) -> Vec<String> {
-    let by_id: BTreeMap<NodeId, &InstanceView> = views.iter().map(|view| (view.node_id, view)).collect();
-    let beside = views.iter().filter_map(|view| {
-        let primary = by_id.get(&view.primary_id?)?;
-        (primary.host == view.host)
-            .then(|| format!("{} is on the same host as its primary {}", view.addr, primary.addr))
-    });
-    beside.collect()
+/// Bounds a list, and says how much more there was.
+fn bound(lines: &mut Vec<String>) {
+    if lines.len() > LISTED_MAX {
+        let more = lines.split_off(LISTED_MAX).len();
+        lines.push(format!("… and {more} more"));
+    }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,11 +5,14 @@
 //! decides what the mesh does next: that is the coordinator's.
 
 pub mod access;
+pub mod apart;
 pub mod change;
 pub mod check;
+pub mod doctor;
 pub mod joining;
 pub mod runs;
 pub mod serve;
+pub mod surveying;
 pub mod verify;
 
 use std::sync::Arc;
@@ -22,7 +25,6 @@ use redmesh_api::level::{ClusterPlan, PlanStage};
 use tokio::sync::{Mutex, watch};
 
 use crate::census::{Census, CensusHost};
-use crate::clock::now_unix_ms;
 use crate::coordinator::orders::Orders;
 use crate::peer::{self, PeerReply, PeerRequest};
 use crate::transport::{Transport, TransportError};
@@ -74,6 +76,7 @@ impl Control {
             ControlRequest::Members => ControlReply::Members(self.members()),
             ControlRequest::ClusterStatus => ControlReply::ClusterStatus(self.cluster_status()),
             ControlRequest::ClusterCheck => check::cluster_check(&self.census, &*self.transport).await,
+            ControlRequest::Doctor(spec) => self.doctor(spec).await,
             ControlRequest::RunList => ControlReply::Runs(self.run_list()),
             ControlRequest::RunShow { run, latency } => self.run_show(&run, latency).await,
             ControlRequest::RunDetail(run) => self.run_detail(&run).await,
@@ -139,7 +142,8 @@ impl Control {
         }
     }
 
-    fn members(&self) -> Members {
+    /// All hosts that are known, as this one sees them.
+    pub fn members(&self) -> Members {
         let hosts = self.census.hosts();
         let voters = self.census.voters();
         let coordinator = self.census.coordinator().map(|host| host.id);
@@ -192,13 +196,15 @@ impl Control {
                     alive: host.is_some_and(|host| host.alive),
                     stage: current.map(|(_, stage)| stage),
                     planned: plan.instances_of(planned.id).count() as u32,
-                    ready: observed.held + observed.up,
+                    held: observed.held,
+                    up: observed.up,
                     agreed: observed.agreed,
                     problems: observed.problems,
                 }
             })
             .collect();
-        let until_ms = plan.reached_unix_ms(PlanStage::Formed).unwrap_or_else(now_unix_ms);
+        let until_ms =
+            plan.reached_unix_ms(PlanStage::Formed).unwrap_or_else(|| self.census.clock.now_unix_ms());
         let since_ms = until_ms.saturating_sub(plan.created_unix_ms);
         let late = plan.stage != PlanStage::Formed && since_ms > formation_deadline_ms(plan.instances.len());
         let overdue = late.then(|| awaited(&plan, &hosts));
@@ -214,7 +220,7 @@ fn planned_on(plan: &ClusterPlan, host: &CensusHost) -> u32 {
 fn awaited(plan: &ClusterPlan, hosts: &[HostProgress]) -> String {
     let reasons = hosts.iter().filter_map(|host| {
         let (have, what) = match plan.stage {
-            PlanStage::Prepare => (host.ready, "servers listening"),
+            PlanStage::Prepare => (host.ready(), "servers listening"),
             PlanStage::Release | PlanStage::Replicate | PlanStage::Formed => {
                 (host.agreed, "instances agreed")
             }

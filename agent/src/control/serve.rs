@@ -1,11 +1,14 @@
 //! Requests from the wire to whoever answers them.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use redmesh_api::codec::{self, Channel, CodecError};
 use redmesh_api::control::{ControlReply, ControlRequest, InstanceView, Refusal, RefusalKind};
+use redmesh_api::level::ClusterPlan;
+use redmesh_api::limits::INSTANCES_PER_HOST_MAX;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
@@ -14,9 +17,11 @@ use crate::census::Census;
 use crate::cluster::{AdminPool, Target};
 use crate::consensus::Consensus;
 use crate::host::shares::Shares;
+use crate::host::views::Views;
 use crate::level::LevelError;
-use crate::peer::{PeerReply, PeerRequest};
-use crate::supervisor::InstanceStatus;
+use crate::peer::{HostSurvey, PeerReply, PeerRequest};
+use crate::preflight::Reader;
+use crate::supervisor::Supervise;
 use crate::transport::{Handler, Peer};
 
 /// Serves all channels of this agent.
@@ -32,8 +37,12 @@ pub struct Server {
     pub admin: AdminPool,
     /// Own part of the runs.
     pub shares: Shares,
-    /// Own instances' states.
-    pub statuses: watch::Receiver<Arc<Vec<InstanceStatus>>>,
+    /// Own instances' views.
+    pub seen: watch::Receiver<Arc<Views>>,
+    /// Reads this host for a preflight.
+    pub reader: Reader,
+    /// Own instances' states and the server's version.
+    pub supervisor: Arc<dyn Supervise>,
 }
 
 #[async_trait]
@@ -85,8 +94,16 @@ impl Server {
                 }
             },
             PeerRequest::SampleServers => self.sample().await,
+            PeerRequest::Survey { addrs, nodes } => PeerReply::Survey(self.survey(addrs, nodes).await),
+            PeerRequest::NodeIds => self.node_ids().await,
             PeerRequest::CheckInstances => PeerReply::Views(self.views().await),
+            PeerRequest::Convergence(plan) => PeerReply::Agreed(self.seen.borrow().agreeing.of(plan)),
             PeerRequest::RunReport(run) => PeerReply::Report(self.shares.report(run).await),
+            PeerRequest::Clock => PeerReply::Clock { unix_ms: self.census.clock.now_unix_ms() },
+            PeerRequest::Preflight { spec, plan } => match self.reader.read(&spec, plan).await {
+                Ok(readings) => PeerReply::Readings(Box::new(readings)),
+                Err(message) => PeerReply::Refused(Refusal { kind: RefusalKind::Internal, message }),
+            },
             PeerRequest::Forward(request) => {
                 PeerReply::Control(Box::new(self.serve_forwarded(request).await))
             }
@@ -105,15 +122,32 @@ impl Server {
         })
     }
 
+    /// Addresses of own instances.
+    fn own(&self) -> Vec<SocketAddr> {
+        let (level, host) = (self.census.level(), self.census.host);
+        let of = |plan: &ClusterPlan| plan.instances_of(host).map(|i| plan.addr_of(i)).collect();
+        level.plan.as_ref().map(of).unwrap_or_default()
+    }
+
+    async fn survey(&self, mut addrs: Vec<SocketAddr>, nodes: u32) -> HostSurvey {
+        addrs.truncate(INSTANCES_PER_HOST_MAX.into());
+        let binary = self.supervisor.server_version().await.map_err(|error| crate::error_chain(&error));
+        HostSurvey { binary, servers: self.admin.survey_all(addrs, nodes).await }
+    }
+
+    async fn node_ids(&self) -> PeerReply {
+        let (mut ids, mut missing) = (Vec::new(), Vec::new());
+        for (addr, answer) in self.admin.my_id_all(self.own()).await {
+            match answer {
+                Ok(id) => ids.push((addr, id)),
+                Err(error) => missing.push(crate::error_chain(&error)),
+            }
+        }
+        PeerReply::NodeIds { ids, missing }
+    }
+
     async fn sample(&self) -> PeerReply {
-        let level = self.census.level();
-        let own: Vec<_> = level
-            .plan
-            .iter()
-            .flat_map(|plan| {
-                plan.instances_of(self.census.host).map(|instance| (self.census.host, plan.addr_of(instance)))
-            })
-            .collect();
+        let own = self.own().into_iter().map(|addr| (self.census.host, addr)).collect();
         let (mut samples, mut missing) = (Vec::new(), Vec::new());
         for answer in self.admin.sample_all(own).await {
             match answer {
@@ -135,7 +169,7 @@ impl Server {
             node_id: instance.node_id,
         });
         let mut views = self.admin.check_all(targets.collect()).await;
-        let statuses = self.statuses.borrow().clone();
+        let statuses = self.supervisor.statuses().borrow().clone();
         for view in &mut views {
             let status = statuses.iter().find(|status| status.addr == view.addr);
             if let Some(problem) = status.and_then(|status| status.problem.clone()) {

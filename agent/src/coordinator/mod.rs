@@ -12,6 +12,7 @@
 
 pub mod account;
 pub mod bootstrap;
+pub mod naming;
 pub mod orders;
 pub mod settle;
 pub mod shares;
@@ -21,8 +22,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use redmesh_api::ids::{HostId, MeshId, RunId};
-use redmesh_api::level::Level;
+use futures_util::future::join_all;
+use redmesh_api::ids::{HostId, MeshId, PlanId, RunId};
+use redmesh_api::level::{Convergence, Level, PlanStage};
 use redmesh_api::run::{RunStage, Tally};
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
@@ -31,9 +33,10 @@ use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 
 use crate::census::{Census, CensusHost, Hosts};
-use crate::clock::now_unix_ms;
 use crate::consensus::voters::{HostState, STABILISATION, replace_voters};
 use crate::consensus::{Applied, Command, Consensus, VoterNode};
+use crate::host::convergence;
+use crate::peer::{self, PeerReply, PeerRequest};
 use crate::transport::Transport;
 use orders::Orders;
 use steps::{Seen, Step};
@@ -55,8 +58,12 @@ pub struct Coordinator {
 /// What takes too long to be waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Errand {
+    /// Gathering how a plan's instances came to agree, and committing that it is formed.
+    Form(PlanId),
     /// Settling a run and committing its account.
     Close(RunId),
+    /// Asking all servers for their node ids and committing these.
+    NameNodes(PlanId),
     /// A change of voters.
     Voters,
 }
@@ -179,14 +186,18 @@ impl Coordinator {
             .filter(|run| run.stage != RunStage::Done)
             .map(|run| (run.id, self.hands.census.tallies(run)))
             .collect();
-        for step in steps::steps(&level, &seen, &tallies, now_unix_ms()) {
-            match step {
-                Step::CloseRun { run, .. } => {
-                    let hands = self.hands.clone();
-                    self.send(Errand::Close(run), async move { hands.take(step).await });
+        for step in steps::steps(&level, &seen, &tallies, self.hands.census.clock.now_unix_ms()) {
+            let errand = match step {
+                Step::CloseRun { run, .. } => Errand::Close(run),
+                Step::AdvancePlan { plan, to: PlanStage::Formed } => Errand::Form(plan),
+                Step::NameNodes { plan } => Errand::NameNodes(plan),
+                Step::Found | Step::AdvancePlan { .. } | Step::TakeOver { .. } => {
+                    self.hands.take(step).await;
+                    continue;
                 }
-                Step::Found | Step::AdvancePlan { .. } | Step::TakeOver { .. } => self.hands.take(step).await,
-            }
+            };
+            let hands = self.hands.clone();
+            self.send(errand, async move { hands.take(step).await });
         }
         if now >= self.voters_due {
             self.voters_due = now + VOTERS_INTERVAL;
@@ -260,13 +271,55 @@ fn log_end(errand: Errand, ended: Result<(), JoinError>) {
     }
 }
 
+/// Says how long the phase took that has just ended.
+fn log_phase(level: &Level) {
+    let ended = level.plan.as_ref().and_then(|plan| plan.phases_ms().last().copied());
+    if let Some((phase, ms)) = ended {
+        info!(phase = phase.name(), seconds = ms as f64 / 1e3, "a phase of the formation is over");
+    }
+}
+
 impl Hands {
+    /// What all hosts of the plan noted of its convergence.
+    async fn convergence(&self, plan: PlanId) -> Option<Convergence> {
+        let level = self.census.level();
+        let plan = level.plan.as_ref().filter(|known| known.id == plan)?;
+        let hosts = self.census.hosts();
+        let request = PeerRequest::Convergence(plan.id);
+        let asked = plan.hosts.iter().map(|host| {
+            let to = hosts.get(&host.id).map(|host| host.addr);
+            peer::ask_known(&*self.transport, to, &request, peer::QUICK_DEADLINE)
+        });
+        let noted = join_all(asked).await.into_iter().flat_map(|answer| match answer {
+            Ok(PeerReply::Agreed(noted)) => noted,
+            // Unknown, then: it must not keep the plan from being formed.
+            _ => Vec::new(),
+        });
+        Some(convergence::sum(plan.instances.len(), noted))
+    }
+
     async fn take(&self, step: Step) {
         let command = match &step {
             Step::Found => Command::Found { mesh: MeshId(Uuid::new_v4()) },
             Step::AdvancePlan { plan, to } => {
-                Command::AdvancePlan { plan: *plan, to: *to, at_unix_ms: now_unix_ms() }
+                let at_unix_ms = self.census.clock.now_unix_ms();
+                let convergence = match to {
+                    PlanStage::Formed => self.convergence(*plan).await,
+                    _ => None,
+                };
+                Command::AdvancePlan { plan: *plan, to: *to, at_unix_ms, convergence }
             }
+            Step::NameNodes { plan } => match naming::node_ids(&self.census, &*self.transport, *plan).await {
+                Ok(ids) => {
+                    let at_unix_ms = self.census.clock.now_unix_ms();
+                    Command::NameNodes { plan: *plan, ids, at_unix_ms }
+                }
+                Err(reason) => {
+                    warn!(reason, "not all servers say their node ids, asked again");
+                    tokio::time::sleep(naming::RETRY_INTERVAL).await;
+                    return;
+                }
+            },
             Step::TakeOver { run, known, given_up, shares } => Command::AddShares {
                 run: *run,
                 known: *known,
@@ -281,7 +334,12 @@ impl Hands {
             }
         };
         match self.orders.commit(command).await {
-            Ok(Applied::Done) => info!(?step, "step taken"),
+            Ok(Applied::Done) => {
+                info!(?step, "step taken");
+                if let Step::AdvancePlan { .. } = step {
+                    log_phase(&self.census.level());
+                }
+            }
             Ok(Applied::Unchanged) => debug!(?step, "step was taken before"),
             Ok(Applied::Rejected(reason)) => warn!(?step, reason, "step rejected"),
             Err(error) => warn!(?step, error = %crate::error_chain(&error), "step not committed, due again"),

@@ -11,7 +11,6 @@ use tracing::warn;
 
 use super::account::{self, AckedBy, Closing};
 use crate::census::{Census, CensusHost};
-use crate::clock::now_unix_ms;
 use crate::peer::{self, PeerReply, PeerRequest, ShareReport};
 use crate::stats;
 use crate::transport::Transport;
@@ -228,7 +227,7 @@ pub async fn settle(
         after: sampled.samples,
         notes,
         all_sampled,
-        ended_unix_ms: now_unix_ms(),
+        ended_unix_ms: census.clock.now_unix_ms(),
     };
     Some(account::close(run, closing))
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use redmesh_api::ids::{HostId, PlanId, RunId};
-use redmesh_api::level::{ClusterPlan, Level, PlanStage};
+use redmesh_api::level::{ClusterPlan, Formation, Level, PlanStage};
 use redmesh_api::run::{Outcome, RunStage, Share, Tally};
 
 use super::shares;
@@ -32,6 +32,12 @@ pub enum Step {
         plan: PlanId,
         /// To which stage.
         to: PlanStage,
+    },
+    /// All servers that are to be joined by MEET are ready: ask for their node ids and
+    /// write them into the plan, which takes it to the next stage.
+    NameNodes {
+        /// Which plan.
+        plan: PlanId,
     },
     /// A host was lost in mid-run: others take over the rest of its share.
     TakeOver {
@@ -70,7 +76,10 @@ pub fn steps(
     if let Some(plan) = &level.plan
         && let Some(to) = next_stage(plan, seen)
     {
-        steps.push(Step::AdvancePlan { plan: plan.id, to });
+        steps.push(match (plan.formation, plan.stage) {
+            (Formation::Meet, PlanStage::Prepare) => Step::NameNodes { plan: plan.id },
+            _ => Step::AdvancePlan { plan: plan.id, to },
+        });
     }
     for run in level.runs.iter().filter(|run| run.stage != RunStage::Done) {
         let tallies = tallies.get(&run.id).map_or(&[][..], Vec::as_slice);
@@ -98,8 +107,13 @@ fn next_stage(plan: &ClusterPlan, seen: &BTreeMap<HostId, Seen>) -> Option<PlanS
     match plan.stage {
         // An instance that runs already was released under this plan before.
         PlanStage::Prepare => all(|seen| seen.held + seen.up).then_some(PlanStage::Release),
-        PlanStage::Release => all(|seen| seen.agreed.min(seen.up)).then_some(PlanStage::Formed),
-        PlanStage::Replicate | PlanStage::Formed => None,
+        PlanStage::Release | PlanStage::Replicate => {
+            let replicate =
+                plan.formation == Formation::Meet && plan.stage == PlanStage::Release && plan.has_replicas();
+            let to = if replicate { PlanStage::Replicate } else { PlanStage::Formed };
+            all(|seen| seen.agreed.min(seen.up)).then_some(to)
+        }
+        PlanStage::Formed => None,
     }
 }
 

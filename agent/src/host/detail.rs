@@ -9,7 +9,7 @@ use redmesh_api::codec;
 use redmesh_api::ids::HostId;
 use redmesh_api::run::ShareDetail;
 
-use crate::load::ShareView;
+use crate::load::ShareFigures;
 use crate::stats;
 
 /// Points of a timeline; with one more the resolution is halved. Two hours at 1 s.
@@ -57,9 +57,9 @@ pub fn of(
     epoch: u32,
     started_unix_ms: u64,
     timeline: &Timeline,
-    share: &ShareView,
+    share: ShareFigures,
 ) -> ShareDetail {
-    let (worker_acked_min, worker_acked_max) = share.worker_spread();
+    let (worker_acked_min, worker_acked_max) = share.worker_acked;
     let encode = |histogram| {
         stats::encode(&histogram).unwrap_or_else(|error| {
             tracing::warn!(error = %crate::error_chain(&error), "can't encode latencies");
@@ -69,18 +69,18 @@ pub fn of(
     ShareDetail {
         host,
         epoch,
-        started_unix_ms: share.began_unix_ms().unwrap_or(started_unix_ms),
+        started_unix_ms: share.began_unix_ms.unwrap_or(started_unix_ms),
         resolution_s: timeline.resolution_s,
         acked: timeline.points.clone(),
         worker_acked_min,
         worker_acked_max,
-        errors: share.errors(),
-        histogram: encode(share.histogram()),
-        intended: share.intended().map(encode).unwrap_or_default(),
-        behind: share.behind(),
-        threads: share.threads(),
-        acked_by: share.acked_by(),
-        findings: share.findings(),
+        errors: share.errors,
+        histogram: encode(share.histogram),
+        intended: share.intended.map(encode).unwrap_or_default(),
+        behind: share.behind,
+        threads: share.threads,
+        acked_by: share.acked_by,
+        findings: share.findings,
     }
 }
 

@@ -7,12 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redmesh_api::ids::HostId;
-use redmesh_api::level::{ClusterPlan, Level, PlanStage, PlannedInstance};
+use redmesh_api::ids::NodeId;
+use redmesh_api::level::{ClusterPlan, Formation, Level, PlanStage, PlannedInstance, Servers};
 use redmesh_api::secret::RedisSecret;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use super::joining::Joining;
 use super::shares::Shares;
 use super::views::Views;
 use crate::cluster::{
@@ -22,7 +24,7 @@ use crate::facts::{self, Observed, ShareLost};
 use crate::level::LevelCell;
 use crate::mesh::Mesh;
 use crate::supervisor::{
-    InstanceStatus, Phase, ProcessError, Run, Supervisor, SupervisorError, WantedInstance, WantedLevel,
+    InstanceStatus, Phase, ProcessError, Run, Supervise, SupervisorError, WantedInstance, WantedLevel,
 };
 
 /// Time for the replicas of a failed primary to elect one of them.
@@ -62,6 +64,15 @@ pub enum WantedError {
     /// The plan can't be written as `nodes.conf`.
     #[error("can't render nodes.conf")]
     Nodes(#[source] NodesConfError),
+    /// Nobody knows how the server reads `nodes.conf`.
+    #[error(
+        "the format of nodes.conf of {version} is not known, so it can't be seeded: set redis.server to Redis 6.2 \
+         to 8.0 or Valkey 7.2 to 8.1"
+    )]
+    Format {
+        /// The server's version.
+        version: ServerVersion,
+    },
     /// The work on the files was cut short.
     #[error("the files of the plan's instances could not be made")]
     Render(#[source] tokio::task::JoinError),
@@ -85,32 +96,58 @@ pub fn wanted(
     version: ServerVersion,
     local: &LocalSettings,
 ) -> Result<WantedLevel, WantedError> {
-    let run = match plan.stage {
-        PlanStage::Prepare => Run::Held,
-        PlanStage::Release | PlanStage::Replicate | PlanStage::Formed => Run::Running,
+    // What is to be joined by MEET has to answer from the beginning.
+    let run = match (plan.formation, plan.stage) {
+        (Formation::Seeded, PlanStage::Prepare) => Run::Held,
+        _ => Run::Running,
     };
     let mut instances = Vec::new();
     let clients_needed = clients_needed(plan.instances.len());
     for instance in plan.instances_of(local.host) {
-        let conf = RedisConf {
-            addr: plan.addr_of(instance),
-            node_timeout_ms: plan.node_timeout_ms,
-            clients_needed,
-            dir: local.data_dir.join(instance.port.to_string()),
-            somaxconn: local.somaxconn,
-            directives: local.directives.clone(),
-            secret: local.secret.clone(),
-        };
+        let conf = conf(plan, instance, local);
         instances.push(WantedInstance {
             addr: plan.addr_of(instance),
             config: conf.render().map_err(WantedError::Config)?,
-            nodes_conf: render_nodes_conf(plan, instance.node_id, version).map_err(WantedError::Nodes)?,
+            nodes_conf: nodes_conf(plan, instance, version)?,
             run,
             clients_needed,
             restart_pause: restart_pause(plan, instance),
         });
     }
     Ok(WantedLevel { plan: plan.id, instances })
+}
+
+/// What goes into the `redis.conf` of one of this host's instances.
+pub fn conf(plan: &ClusterPlan, instance: &PlannedInstance, local: &LocalSettings) -> RedisConf {
+    let instances = plan.instances.len();
+    let forming = plan.formation == Formation::Seeded && plan.stage < PlanStage::Formed;
+    RedisConf {
+        addr: plan.addr_of(instance),
+        node_timeout_ms: plan.node_timeout_ms,
+        forming: forming.then_some(instances),
+        clients_needed: clients_needed(instances),
+        dir: local.data_dir.join(instance.port.to_string()),
+        somaxconn: local.somaxconn,
+        directives: local.directives.clone(),
+        secret: local.secret.clone(),
+    }
+}
+
+/// The file with which an instance starts if it has none. By MEET, that is its first start,
+/// when there is no id to be written yet; or it has lost the file, and comes back as who it
+/// was, where the format is known.
+fn nodes_conf(
+    plan: &ClusterPlan,
+    instance: &PlannedInstance,
+    version: ServerVersion,
+) -> Result<Option<String>, WantedError> {
+    let render = |format| render_nodes_conf(plan, instance.node_id, format).map_err(WantedError::Nodes);
+    match (plan.formation, version.nodes_conf_format()) {
+        (Formation::Seeded, None) => Err(WantedError::Format { version }),
+        (Formation::Meet, None) => Ok(None),
+        (Formation::Meet, Some(_)) if instance.node_id == NodeId::UNKNOWN => Ok(None),
+        (_, Some(format)) => render(format).map(Some),
+    }
 }
 
 /// How long an instance stays away after it has ended, at least.
@@ -131,8 +168,15 @@ fn restart_pause(plan: &ClusterPlan, instance: &PlannedInstance) -> Duration {
     }
 }
 
-/// Figures for the mesh out of the supervisor's statuses and the instances' views.
-pub fn observe(level: &Level, host: HostId, statuses: &[InstanceStatus], views: &Views) -> Observed {
+/// Figures for the mesh out of the supervisor's statuses, the instances' views and how far
+/// they have joined.
+pub fn observe(
+    level: &Level,
+    host: HostId,
+    statuses: &[InstanceStatus],
+    views: &Views,
+    joining: &Joining,
+) -> Observed {
     let mut observed = Observed::default();
     let Some(plan) = &level.plan else { return observed };
     observed.plan = Some((plan.id, plan.stage));
@@ -140,13 +184,26 @@ pub fn observe(level: &Level, host: HostId, statuses: &[InstanceStatus], views: 
         let addr = plan.addr_of(instance);
         observed.planned += 1;
         let status = statuses.iter().find(|status| status.addr == addr);
-        match status.map(|status| status.phase) {
-            Some(Phase::Held) => observed.held += 1,
-            Some(Phase::Running) => observed.up += 1,
-            _ => {}
+        let runs = match plan.spec.servers {
+            Servers::Supervised => status.is_some_and(|status| status.phase == Phase::Running),
+            Servers::Existing => views.answers(addr),
+        };
+        let by_meet = plan.formation == Formation::Meet && plan.stage != PlanStage::Formed;
+        let joins = if by_meet { joining.waits_for(plan, addr) } else { None };
+        if status.is_some_and(|status| status.phase == Phase::Held) {
+            observed.held += 1;
+        } else if runs && (plan.stage != PlanStage::Prepare || joins.is_none()) {
+            observed.up += 1;
         }
         if let Some(problem) = status.and_then(|status| status.problem.as_deref()) {
             observed.add_problem(format!("{addr}: {problem}"));
+        }
+        if let Some(words) = joins {
+            // What has not begun to run is the supervisor's affair.
+            if runs || plan.spec.servers == Servers::Existing {
+                observed.add_problem(format!("{addr}: {words}"));
+            }
+            continue;
         }
         match views.disagreement(addr) {
             None => observed.agreed += 1,
@@ -166,7 +223,7 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(3);
 /// could not be taken, which is tried again (a missing redis-server can be installed).
 pub async fn reconcile(
     mut levels: watch::Receiver<Arc<Level>>,
-    supervisor: Supervisor,
+    supervisor: Arc<dyn Supervise>,
     local: LocalSettings,
     refused: watch::Sender<Option<String>>,
     cancel: CancellationToken,
@@ -175,19 +232,23 @@ pub async fn reconcile(
     loop {
         let level = levels.borrow_and_update().clone();
         let words = match &level.plan {
+            // Servers that are somebody else's are neither started nor stopped.
+            Some(plan) if plan.spec.servers == Servers::Existing => None,
             // A level that only brings other runs: a plan of a thousand instances is
             // megabytes of files, and nothing about them has changed.
-            Some(plan) if done != Some((plan.id, plan.stage)) => match put(plan, &supervisor, &local).await {
-                Ok(()) => {
-                    done = Some((plan.id, plan.stage));
-                    None
+            Some(plan) if done != Some((plan.id, plan.stage)) => {
+                match put(plan, &*supervisor, &local).await {
+                    Ok(()) => {
+                        done = Some((plan.id, plan.stage));
+                        None
+                    }
+                    Err(error) => {
+                        let words = crate::error_chain(&error);
+                        warn!(error = words, "the plan can't be carried out on this host");
+                        Some(words)
+                    }
                 }
-                Err(error) => {
-                    let words = crate::error_chain(&error);
-                    warn!(error = words, "the plan can't be carried out on this host");
-                    Some(words)
-                }
-            },
+            }
             _ => None,
         };
         let pause = if words.is_some() { RETRY_INTERVAL } else { Duration::MAX };
@@ -200,7 +261,11 @@ pub async fn reconcile(
     }
 }
 
-async fn put(plan: &ClusterPlan, supervisor: &Supervisor, local: &LocalSettings) -> Result<(), WantedError> {
+async fn put(
+    plan: &ClusterPlan,
+    supervisor: &dyn Supervise,
+    local: &LocalSettings,
+) -> Result<(), WantedError> {
     let text = supervisor.server_version().await.map_err(WantedError::Binary)?;
     let version = ServerVersion::parse(&text).map_err(WantedError::Version)?;
     let (plan, local) = (plan.clone(), local.clone());
@@ -219,8 +284,12 @@ pub struct Sources {
     pub statuses: watch::Receiver<Arc<Vec<InstanceStatus>>>,
     /// The instances' views.
     pub views: watch::Receiver<Arc<Views>>,
+    /// How far they have joined.
+    pub joining: watch::Receiver<Joining>,
     /// Why the plan can't be carried out at all.
     pub refused: watch::Receiver<Option<String>>,
+    /// Why an instance still has the settings of a cluster that is being formed.
+    pub unsettled: watch::Receiver<Option<String>>,
     /// What is wrong with this host's share of a run.
     pub shares: Shares,
 }
@@ -232,11 +301,13 @@ pub async fn publish(host: HostId, mut sources: Sources, mesh: Mesh, cancel: Can
         let level = levels.borrow_and_update().clone();
         let statuses = sources.statuses.borrow_and_update().clone();
         let views = sources.views.borrow_and_update().clone();
-        let mut observed = observe(&level, host, &statuses, &views);
+        let joining = sources.joining.borrow_and_update().clone();
+        let mut observed = observe(&level, host, &statuses, &views, &joining);
         let refused = sources.refused.borrow_and_update().clone();
         observed.level_lost = sources.levels.problem().map(facts::cut);
-        for problem in observed.level_lost.clone().into_iter().chain(refused).chain(sources.shares.problem())
-        {
+        let unsettled = sources.unsettled.borrow_and_update().clone();
+        let lost = observed.level_lost.clone();
+        for problem in lost.into_iter().chain(refused).chain(unsettled).chain(sources.shares.problem()) {
             observed.add_problem(problem);
         }
         observed.share_lost = sources.shares.lost();
@@ -250,7 +321,9 @@ pub async fn publish(host: HostId, mut sources: Sources, mesh: Mesh, cancel: Can
             _ = levels.changed() => {}
             _ = sources.statuses.changed() => {}
             _ = sources.views.changed() => {}
+            _ = sources.joining.changed() => {}
             _ = sources.refused.changed() => {}
+            _ = sources.unsettled.changed() => {}
             () = tokio::time::sleep(PUBLISH_INTERVAL) => {}
             () = cancel.cancelled() => return,
         }
@@ -293,6 +366,7 @@ mod tests {
                 hosts: (1..=3).map(host).collect(),
                 created_unix_ms: 1,
                 node_timeout_ms: 5000,
+                formation: Formation::Seeded,
             };
             let plan = plan(input, &mut StdRng::seed_from_u64(1)).expect("a plan");
             ClusterPlan { stage, ..plan }

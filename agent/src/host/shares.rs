@@ -17,25 +17,24 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use redmesh_api::ids::{HostId, RunId};
 use redmesh_api::level::{ClusterPlan, Level};
 use redmesh_api::run::{Job, ReadBack, Run, RunStage, Share, Tally};
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use super::detail;
 use crate::census::Census;
-use crate::clock::now_unix_ms;
+use crate::clock::WallClock;
 use crate::cluster::AdminPool;
 use crate::facts::{self, SHARES_LOST_MAX, ShareCounts, ShareLost};
 use crate::load::ledger::{self, Recovered};
-use crate::load::{
-    self, EXCEPTIONS_MAX, Engine, ReadBackTask, ShareHandle, ShareSpec, ShareUntil, Task, Written,
-};
+use crate::load::{self, EXCEPTIONS_MAX, LoadEngine, ReadBackTask, ShareSpec, ShareUntil, Task, Written};
 use crate::login::Login;
 use crate::mesh::Mesh;
 use crate::peer::ShareReport;
@@ -58,6 +57,10 @@ pub struct ShareSettings {
     pub threads: usize,
     /// What the servers want to be told first, if anything.
     pub login: Option<Login>,
+    /// Carries shares out.
+    pub engine: Arc<dyn LoadEngine>,
+    /// This host's.
+    pub clock: WallClock,
 }
 
 /// Which run, and which of its shares.
@@ -272,7 +275,7 @@ impl Shares {
             }
             Err(problem) => (Vec::new(), Some(problem)),
         };
-        LocalShare::new(index, earlier, problem, now_unix_ms())
+        LocalShare::new(index, earlier, problem, self.settings.clock.now_unix_ms())
     }
 
     fn start(
@@ -285,7 +288,7 @@ impl Shares {
     ) -> LocalShare {
         let mut local = self.recovered(run, index);
         if local.problem.is_none() {
-            match todo::remaining(run, share, local.done(), now_unix_ms()) {
+            match todo::remaining(run, share, local.done(), self.settings.clock.now_unix_ms()) {
                 Some(until) => {
                     if let Err(words) = self.start_epoch(run, share, &mut local, until, plan, admin) {
                         local.problem = Some(words);
@@ -323,7 +326,7 @@ impl Shares {
         let planned = slots::planned_slots(plan).map_err(|e| crate::error_chain(&e))?;
         let slots = watch::Sender::new(Arc::new(planned));
         let (refresh, asked) = mpsc::channel(1);
-        let now_ms = now_unix_ms();
+        let now_ms = self.settings.clock.now_unix_ms();
         let done = local.done();
         let wait = todo::begins_in(run, share, done, now_ms);
         let begin = Instant::now() + wait;
@@ -340,14 +343,14 @@ impl Shares {
             rate: todo::rate(run, share),
             ramp: todo::left_of(run.spec.ramp_s, run, share, done, now_ms),
             warm_up: todo::left_of(run.spec.warm_up_s, run, share, done, now_ms),
-            begin,
+            begin: begin.into_std(),
             until,
             threads,
             login: self.settings.login.clone(),
         };
         let path = load::ledger_path(&dir, epoch);
-        let handle: ShareHandle =
-            Engine::start(spec, slots.subscribe(), refresh, path).map_err(|e| crate::error_chain(&e))?;
+        let started = self.settings.engine.start(spec, slots.subscribe(), refresh, path);
+        let handle = started.map_err(|e| crate::error_chain(&e))?;
         // At once, or which keys a life of less than a second wrote would not be known.
         if let Some(Err(problem)) = handle.written().map(|written| written.save(&dir)) {
             return Err(problem);

@@ -7,13 +7,14 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redmesh_api::ids::HostId;
-use redmesh_api::level::{Level, PlanStage, SLOTS};
+use redmesh_api::level::{Formation, Level, PlanStage, SLOTS};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::convergence::Agreeing;
 use crate::cluster::{AdminPool, ClusterInfo};
 
 /// Between two sweeps while some instance disagrees.
@@ -27,6 +28,8 @@ const SWEEP_STEADY: Duration = Duration::from_secs(5);
 pub struct Views {
     nodes: usize,
     answers: HashMap<SocketAddr, Result<ClusterInfo, String>>,
+    /// Since when which instances agree.
+    pub agreeing: Agreeing,
 }
 
 impl Views {
@@ -50,6 +53,15 @@ impl Views {
         (!reasons.is_empty()).then(|| reasons.join(", "))
     }
 
+    fn agreed(&self) -> impl Iterator<Item = SocketAddr> {
+        self.answers.keys().copied().filter(|&addr| self.disagreement(addr).is_none())
+    }
+
+    /// Whether `addr` answered when it was last asked.
+    pub fn answers(&self, addr: SocketAddr) -> bool {
+        matches!(self.answers.get(&addr), Some(Ok(_)))
+    }
+
     fn all_agree(&self) -> bool {
         self.answers.keys().all(|&addr| self.disagreement(addr).is_none())
     }
@@ -63,10 +75,15 @@ pub async fn watch_views(
     views: watch::Sender<Arc<Views>>,
     cancel: CancellationToken,
 ) {
+    let mut agreeing = Agreeing::default();
     loop {
         let level = levels.borrow_and_update().clone();
+        if let Some(plan) = &level.plan {
+            agreeing.on_plan(plan, Instant::now());
+        }
         let pause = match &level.plan {
-            Some(plan) if plan.stage > PlanStage::Prepare => {
+            // Servers that are joined by MEET run from the beginning.
+            Some(plan) if plan.stage > PlanStage::Prepare || plan.formation == Formation::Meet => {
                 let own = plan.instances_of(host).map(|i| plan.addr_of(i)).collect();
                 let answers = tokio::select! {
                     answers = admin.cluster_info_all(own) => answers,
@@ -76,7 +93,9 @@ pub async fn watch_views(
                     .into_iter()
                     .map(|(addr, answer)| (addr, answer.map_err(|error| crate::error_chain(&error))))
                     .collect();
-                let swept = Views { nodes: plan.instances.len(), answers };
+                let mut swept = Views { nodes: plan.instances.len(), answers, agreeing: Agreeing::default() };
+                agreeing.on_look(swept.agreed(), Instant::now());
+                swept.agreeing = agreeing.clone();
                 let pause = if swept.all_agree() { SWEEP_STEADY } else { SWEEP_CONVERGING };
                 views.send_replace(Arc::new(swept));
                 pause

@@ -24,6 +24,7 @@ pub mod quota;
 mod read_back;
 pub mod resp;
 pub mod routing;
+mod running;
 mod schedule;
 mod shared;
 mod thread;
@@ -41,6 +42,7 @@ use redmesh_api::workload::Workload;
 use crate::login::Login;
 
 pub use engine::{Engine, ShareHandle};
+pub use running::{LoadEngine, RunningShare, ShareFigures};
 pub use shared::ShareView;
 pub use written::{EXCEPTIONS_MAX, Exception, Written};
 

@@ -1,4 +1,5 @@
-//! `/metrics`, `/healthz`, `/readyz`.
+//! `/metrics`, `/healthz`, `/readyz`, and `/sd/targets`: the list of all hosts' ports like
+//! this one, for Prometheus.
 
 use std::io;
 use std::net::SocketAddr;
@@ -9,6 +10,8 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use redmesh_api::control::Members;
+use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -43,6 +46,7 @@ pub async fn serve(
         .route("/metrics", get(metrics))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
+        .route("/sd/targets", get(targets))
         .with_state(Sources { metrics: exposition, control });
     let served = axum::serve(listener, routes).with_graceful_shutdown(cancel.clone().cancelled_owned());
     let patience_ends = async {
@@ -73,5 +77,64 @@ async fn ready(State(sources): State<Sources>) -> impl IntoResponse {
     match sources.control.waiting_for() {
         None => (StatusCode::OK, "ready\n".to_owned()),
         Some(words) => (StatusCode::SERVICE_UNAVAILABLE, format!("waiting for {words}\n")),
+    }
+}
+
+async fn targets(State(sources): State<Sources>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/json")], target_list(&sources.control.members()).to_string())
+}
+
+/// What an agent serves as Prometheus' `http_sd_config` reads it. A host that is not heard
+/// of stays in the list: that it can't be scraped is what an alert is made of.
+fn target_list(members: &Members) -> serde_json::Value {
+    let targets = members.members.iter().filter_map(|member| {
+        let labels = json!({ "mesh": members.mesh_name, "host": member.name });
+        Some(json!({ "targets": [member.http_addr?.to_string()], "labels": labels }))
+    });
+    targets.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use redmesh_api::control::{Member, MemberState};
+    use redmesh_api::ids::HostId;
+    use redmesh_api::level::Stamp;
+
+    use super::*;
+
+    #[test]
+    fn targets_are_all_hosts_that_serve_metrics_dead_ones_too() {
+        let member = |id, name: &str, http: Option<&str>, state| Member {
+            id: HostId(id),
+            name: name.to_owned(),
+            addr: "10.0.0.1:7379".parse().expect("an address"),
+            state,
+            voter: false,
+            coordinator: false,
+            instances_up: 0,
+            instances_planned: 0,
+            version: "0".to_owned(),
+            http_addr: http.map(|addr| addr.parse().expect("an address")),
+            problem: None,
+        };
+        let members = Members {
+            mesh_name: "prod".to_owned(),
+            mesh: None,
+            answered_by: HostId(1),
+            coordinator: None,
+            bootstrap_expect: 1,
+            waiting_for: None,
+            stamp: Stamp::default(),
+            members: vec![
+                member(1, "a", Some("10.0.0.1:7380"), MemberState::Alive),
+                member(2, "b", Some("10.0.0.2:7380"), MemberState::Dead),
+                member(3, "c", None, MemberState::Alive),
+            ],
+        };
+        let expected = json!([
+            { "targets": ["10.0.0.1:7380"], "labels": { "mesh": "prod", "host": "a" } },
+            { "targets": ["10.0.0.2:7380"], "labels": { "mesh": "prod", "host": "b" } },
+        ]);
+        assert_eq!(target_list(&members), expected);
     }
 }

@@ -47,6 +47,9 @@ macro_rules! gauges {
     };
 }
 
+/// Labelled with the phase.
+const PHASE_SECONDS: &str = "redmesh_formation_phase_seconds";
+
 gauges! {
     /// Gauges of one agent.
     AgentGauges {
@@ -70,7 +73,7 @@ gauges! {
         instances_agreed: "redmesh_instances_agreed", Unit::Count;
         /// Restarts of instances by this agent
         instance_restarts: "redmesh_instance_restarts", Unit::Count;
-        /// Stage of the plan: 0 none, 1 prepare, 2 release, 3 formed
+        /// Stage of the plan: 0 none, 1 prepare, 2 release, 3 replicate, 4 formed
         plan_stage: "redmesh_plan_stage", Unit::Count;
         /// 1 while a run is going on
         run_active: "redmesh_run_active", Unit::Count;
@@ -88,6 +91,7 @@ gauges! {
 pub(super) fn describe() {
     AgentGauges::describe();
     describe_gauge!("redmesh_build_info", Unit::Count, "1, labelled with the agent's version");
+    describe_gauge!(PHASE_SECONDS, Unit::Seconds, "How long each phase of the cluster's formation took");
 }
 
 /// Keeps the gauges current until cancelled.
@@ -132,6 +136,9 @@ impl AgentGauges {
             PlanStage::Formed => 4,
         });
         self.plan_stage.set(f64::from(stage));
+        for (phase, ms) in level.plan.iter().flat_map(|plan| plan.phases_ms()) {
+            gauge!(PHASE_SECONDS, "phase" => phase.name()).set(ms as f64 / 1e3);
+        }
         let observed = hosts.get(&census.host).map(|me| me.observed.clone()).unwrap_or_default();
         self.instances_planned.set(f64::from(observed.planned));
         self.instances_up.set(f64::from(observed.up));

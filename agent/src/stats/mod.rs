@@ -9,7 +9,7 @@ pub mod rates;
 pub mod recorder;
 pub mod summary;
 
-pub use aggregate::{merge, total};
+pub use aggregate::{Life, merge, total};
 pub use rates::RateWindow;
 pub use recorder::{Recorder, RecorderView};
 pub use redmesh_api::histogram::{HistogramError, decode, empty_histogram, encode};

@@ -90,6 +90,7 @@ pub(super) struct Actor {
     /// Instances that are to be prepared once there is room.
     queue: VecDeque<SocketAddr>,
     starts_max: usize,
+    release_max: usize,
     /// Starts: waited for at the end.
     starts: JoinSet<Report>,
     /// Watches and questions: dropped at the end.
@@ -102,7 +103,12 @@ impl Actor {
     pub(super) fn new(options: SupervisorOptions, publish: watch::Sender<Arc<Vec<InstanceStatus>>>) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
         Self {
-            starter: Arc::new(Starter::new(options.data_dir.clone(), options.server.clone())),
+            release_max: options.release_at_once.unwrap_or(cores).max(1),
+            starter: Arc::new(Starter::new(
+                options.data_dir.clone(),
+                options.server.clone(),
+                options.malloc_conf.clone(),
+            )),
             options,
             publish,
             entries: BTreeMap::new(),
@@ -156,6 +162,7 @@ impl Actor {
         // and nothing else may come to wake this loop up for it.
         self.poll_bus();
         self.begin_queued();
+        self.release_due();
         if self.stop.as_ref().is_some_and(|stop| stop.search == Search::Due) && self.all_stopped() {
             self.search_leftover();
         }
@@ -448,6 +455,20 @@ impl Actor {
             room -= 1;
             let starter = Arc::clone(&self.starter);
             self.begin(addr, Started::Blocked, move || starter.prepare(plan, &wanted));
+        }
+    }
+
+    /// Releases as many held servers as there is room for: each is let in by its answer to
+    /// a probe before another follows. A host's servers that all begin at once send their
+    /// first messages to everybody before anybody reads, and the kernel has to keep them.
+    fn release_due(&mut self) {
+        let now = Instant::now();
+        let settling = self.entries.values().filter(|entry| entry.instance.settling(now)).count();
+        let waiting = self.entries.iter().filter(|(_, entry)| entry.instance.awaits_release());
+        let room = self.release_max.saturating_sub(settling);
+        let admitted: Vec<SocketAddr> = waiting.map(|(addr, _)| *addr).take(room).collect();
+        for addr in admitted {
+            self.step(addr, Event::Admitted);
         }
     }
 

@@ -25,6 +25,8 @@ pub const CRASH_RETRY: Duration = Duration::from_secs(60);
 pub const BLOCKED_RETRY: Duration = Duration::from_secs(3);
 /// A server that doesn't listen by then is no longer waited for before others start.
 pub const START_PATIENCE: Duration = Duration::from_secs(30);
+/// A released server that doesn't answer by then no longer keeps others from being released.
+pub const RELEASE_PATIENCE: Duration = Duration::from_secs(10);
 /// Pause between probes of a server that doesn't answer yet.
 pub const PROBE_EVERY: Duration = Duration::from_millis(200);
 
@@ -57,6 +59,8 @@ pub enum Event {
     BusListening,
     /// It was stopped (SIGSTOP) as asked.
     HoldDone,
+    /// It is its turn to be released, if it waits for that.
+    Admitted,
     /// It answers.
     Ready {
         /// Its `run_id`.
@@ -129,6 +133,8 @@ struct Alive {
     /// It took longer than [`START_PATIENCE`] to listen.
     late: bool,
     hold: HoldState,
+    /// When it was released, if it was held.
+    released: Option<Instant>,
     ready: bool,
     /// When the last probe went out, until its answer came.
     probing: bool,
@@ -229,6 +235,7 @@ impl Instance {
                 }
                 self.advance(now)
             }
+            Event::Admitted => self.on_admitted(now),
             Event::Ready { run_id, note } => {
                 if let State::Alive(alive) = &mut self.state {
                     (alive.probing, alive.ready) = (false, true);
@@ -270,6 +277,22 @@ impl Instance {
         match &self.state {
             State::Preparing | State::Spawning => true,
             State::Alive(alive) => !alive.listening && !alive.late,
+            _ => false,
+        }
+    }
+
+    /// Whether [`Event::Admitted`] is awaited.
+    pub fn awaits_release(&self) -> bool {
+        self.wanted == Some(Run::Running)
+            && matches!(&self.state, State::Alive(alive) if alive.hold != HoldState::Free)
+    }
+
+    /// Whether it was released and is still busy with what its peers sent it meanwhile.
+    pub fn settling(&self, now: Instant) -> bool {
+        match &self.state {
+            State::Alive(Alive { released: Some(released), ready: false, .. }) => {
+                now.saturating_duration_since(*released) < RELEASE_PATIENCE
+            }
             _ => false,
         }
     }
@@ -371,6 +394,7 @@ impl Instance {
                     listening: stopped,
                     late: false,
                     hold,
+                    released: None,
                     ready: false,
                     probing: false,
                     probe_at: now,
@@ -387,6 +411,17 @@ impl Instance {
         }
     }
 
+    fn on_admitted(&mut self, now: Instant) -> Vec<Effect> {
+        if !self.awaits_release() {
+            return Vec::new();
+        }
+        let State::Alive(alive) = &mut self.state else { return Vec::new() };
+        (alive.hold, alive.released, alive.probe_at) = (HoldState::Free, Some(now), now);
+        let mut effects = vec![Effect::Release];
+        effects.extend(self.advance(now));
+        effects
+    }
+
     fn on_spawned(&mut self, pid: u32, now: Instant) -> Vec<Effect> {
         if self.state != State::Spawning {
             return Vec::new();
@@ -399,6 +434,7 @@ impl Instance {
             listening: false,
             late: false,
             hold: HoldState::Free,
+            released: None,
             ready: false,
             probing: false,
             probe_at: now,
@@ -567,17 +603,10 @@ impl Instance {
         let Some(wanted) = self.wanted else { return Vec::new() };
         let mut effects = Vec::new();
         if let State::Alive(alive) = &mut self.state {
-            match (wanted, alive.hold) {
-                (Run::Held, HoldState::Free) if alive.listening && !alive.ready => {
-                    alive.hold = HoldState::Asked;
-                    effects.push(Effect::Hold);
-                }
-                (Run::Running, HoldState::Asked | HoldState::Held) => {
-                    alive.hold = HoldState::Free;
-                    alive.probe_at = now;
-                    effects.push(Effect::Release);
-                }
-                _ => {}
+            let free = alive.hold == HoldState::Free && alive.listening && !alive.ready;
+            if wanted == Run::Held && free {
+                alive.hold = HoldState::Asked;
+                effects.push(Effect::Hold);
             }
         }
         if let State::Alive(alive) = &self.state

@@ -3,7 +3,7 @@
 //! Writes atomically, and only into directories that redmesh itself began: a marker
 //! file (`plan`, with the plan's id) is written first, so whatever holds a server's
 //! files without it belongs to somebody else and is left untouched. `nodes.conf` is
-//! written once a plan; after the first start it is the server's own.
+//! written where there is none; after the first start it is the server's own.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -83,14 +83,20 @@ impl Layout {
     }
 
     /// Makes the directory fit for a start under `plan`.
-    pub(super) fn prepare(&self, plan: PlanId, config: &str, nodes_conf: &str) -> Result<(), LayoutError> {
+    pub(super) fn prepare(
+        &self,
+        plan: PlanId,
+        config: &str,
+        nodes_conf: Option<&str>,
+    ) -> Result<(), LayoutError> {
         self.check_ours(plan)?;
         fs::create_dir_all(&self.dir).map_err(|e| self.error(&self.dir, e))?;
         let marker = plan.to_string();
         if self.read_marker()?.as_deref() != Some(marker.as_str()) {
             self.write(MARKER, &marker)?;
         }
-        if !self.dir.join("nodes.conf").try_exists().map_err(|e| self.error(&self.dir, e))? {
+        let there = self.dir.join("nodes.conf").try_exists().map_err(|e| self.error(&self.dir, e))?;
+        if let Some(nodes_conf) = nodes_conf.filter(|_| !there) {
             self.write("nodes.conf", nodes_conf)?;
         }
         self.write(CONFIG, config)

@@ -9,12 +9,14 @@
 //! a plan's id.
 
 mod actor;
+mod ending;
 mod instance;
 mod layout;
 mod probe;
 mod process;
 mod sockets;
 mod starter;
+mod survey;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -23,6 +25,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
 use redmesh_api::ids::PlanId;
 use redmesh_api::level::BUS_PORT_OFFSET;
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
@@ -31,8 +34,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::login::Login;
 
+pub use ending::{Ended, end_all};
 pub use instance::{CRASH_WINDOW, Effect, Event, Instance};
-pub use process::{ProcessError, find_server};
+pub use process::{FDS_RESERVED, ProcessError, find_server};
+pub use sockets::PortProblem;
+pub use survey::{DirProblem, PORTS_NAMED_MAX, Survey};
 
 /// Commands that may wait for the supervisor's task.
 const COMMANDS_MAX: usize = 16;
@@ -58,8 +64,13 @@ pub struct SupervisorOptions {
     /// The server's binary; `None` searches PATH for `redis-server`, then
     /// `valkey-server`.
     pub server: Option<PathBuf>,
+    /// `MALLOC_CONF` of the servers' jemalloc; `None` leaves it its own defaults.
+    pub malloc_conf: Option<String>,
     /// What servers want to be told before PING and INFO, if anything.
     pub login: Option<Login>,
+    /// Held servers that are released at a time, the next when one answers; `None` is one
+    /// for each core.
+    pub release_at_once: Option<usize>,
     /// What becomes of the servers at the end.
     pub on_exit: OnExit,
     /// Ends the supervisor like [`Supervisor::shutdown`].
@@ -71,6 +82,7 @@ impl fmt::Debug for SupervisorOptions {
         f.debug_struct("SupervisorOptions")
             .field("data_dir", &self.data_dir)
             .field("server", &self.server)
+            .field("malloc_conf", &self.malloc_conf)
             .field("login", &self.login)
             .field("on_exit", &self.on_exit)
             .finish_non_exhaustive()
@@ -93,9 +105,9 @@ pub struct WantedInstance {
     pub addr: SocketAddr,
     /// `redis.conf`, complete; written before each start.
     pub config: String,
-    /// `nodes.conf`, written only before the first start under a plan: from then on
-    /// the file is the server's.
-    pub nodes_conf: String,
+    /// `nodes.conf`, written only where there is none: from then on the file is the
+    /// server's. `None` leaves it to the server altogether.
+    pub nodes_conf: Option<String>,
     /// Held or running.
     pub run: Run,
     /// `maxclients` that it must have.
@@ -216,6 +228,58 @@ pub enum SupervisorError {
     Ended,
 }
 
+/// What runs a host's servers, as the rest of the agent sees it. [`Supervisor`] is the real
+/// one; a simulation brings servers without processes.
+#[async_trait]
+pub trait Supervise: fmt::Debug + Send + Sync {
+    /// See [`Supervisor::set_wanted`].
+    ///
+    /// # Errors
+    /// [`SupervisorError`]; what was wanted before still is.
+    async fn set_wanted(&self, level: WantedLevel) -> Result<(), SupervisorError>;
+
+    /// See [`Supervisor::statuses`].
+    fn statuses(&self) -> watch::Receiver<Arc<Vec<InstanceStatus>>>;
+
+    /// See [`Supervisor::server_version`].
+    ///
+    /// # Errors
+    /// [`ProcessError`].
+    async fn server_version(&self) -> Result<String, ProcessError>;
+
+    /// See [`Supervisor::survey`].
+    ///
+    /// # Errors
+    /// [`ProcessError`].
+    async fn survey(&self, addrs: Vec<SocketAddr>, plan: Option<PlanId>) -> Result<Survey, ProcessError>;
+
+    /// See [`Supervisor::shutdown`].
+    async fn shutdown(&self);
+}
+
+#[async_trait]
+impl Supervise for Supervisor {
+    async fn set_wanted(&self, level: WantedLevel) -> Result<(), SupervisorError> {
+        Self::set_wanted(self, level).await
+    }
+
+    fn statuses(&self) -> watch::Receiver<Arc<Vec<InstanceStatus>>> {
+        Self::statuses(self)
+    }
+
+    async fn server_version(&self) -> Result<String, ProcessError> {
+        Self::server_version(self).await
+    }
+
+    async fn survey(&self, addrs: Vec<SocketAddr>, plan: Option<PlanId>) -> Result<Survey, ProcessError> {
+        Self::survey(self, addrs, plan).await
+    }
+
+    async fn shutdown(&self) {
+        Self::shutdown(self).await;
+    }
+}
+
 pub(crate) enum Command {
     SetWanted(Arc<WantedLevel>, oneshot::Sender<Result<(), SupervisorError>>),
     StopAll(Duration, oneshot::Sender<StopReport>),
@@ -230,6 +294,7 @@ pub struct Supervisor {
     cancel: CancellationToken,
     task: Arc<Mutex<Option<JoinHandle<()>>>>,
     server: Option<PathBuf>,
+    data_dir: PathBuf,
 }
 
 impl Supervisor {
@@ -246,9 +311,9 @@ impl Supervisor {
         // A child: shutting this supervisor down must not end the caller's tree.
         let cancel = options.cancel.child_token();
         let server = options.server.clone();
-        let options = SupervisorOptions { data_dir, cancel: cancel.clone(), ..options };
+        let options = SupervisorOptions { data_dir: data_dir.clone(), cancel: cancel.clone(), ..options };
         let task = tokio::spawn(actor::Actor::new(options, publish).run(receiver));
-        Ok(Self { commands, statuses, cancel, task: Arc::new(Mutex::new(Some(task))), server })
+        Ok(Self { commands, statuses, cancel, task: Arc::new(Mutex::new(Some(task))), server, data_dir })
     }
 
     /// Sets all that is wanted; the same level again changes nothing. An instance that

@@ -30,10 +30,22 @@ const ALIASES: [&str; 2] = ["redis-check-rdb", "valkey-check-rdb"];
 
 /// Descriptors that a server keeps for itself (`CONFIG_MIN_RESERVED_FDS` of Redis),
 /// and a margin for its files and listening sockets.
-const FDS_RESERVED: u64 = 32 + 32;
+pub const FDS_RESERVED: u64 = 32 + 32;
+
+/// A server's `oom_score_adj` above the agent's own: as if it used 30 % of all memory
+/// more (proc(5)). The unit gives the agent as much less, so that servers stand where
+/// every process does.
+const OOM_SCORE_ABOVE: i32 = 300;
+
+/// The kernel's greatest `oom_score_adj` (proc(5)).
+const OOM_SCORE_ADJ_MAX: i32 = 1000;
 
 /// PATH where the agent has none.
 const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The allocator's settings: of the system's jemalloc, and of the one that comes with
+/// Redis' own source, which is built with a prefix.
+const MALLOC_CONF_NAMES: [&str; 2] = ["MALLOC_CONF", "JE_MALLOC_CONF"];
 
 /// Bytes of `--version` that are looked at.
 const VERSION_BYTES_MAX: usize = 1024;
@@ -99,6 +111,21 @@ fn find_in(server: Option<&Path>, path: &OsStr) -> Result<PathBuf, ProcessError>
 
 fn is_executable(path: &Path) -> bool {
     path.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
+}
+
+/// Makes a child the kernel's choice before this process when memory runs out: an agent
+/// starts a lost server again, but no server starts an agent. Raising takes no privilege.
+fn die_before_the_agent(pid: u32) {
+    let own =
+        std::fs::read_to_string("/proc/self/oom_score_adj").ok().and_then(|text| text.trim().parse().ok());
+    let raised = oom_score_adj_of_servers(own.unwrap_or(0));
+    if let Err(error) = std::fs::write(format!("/proc/{pid}/oom_score_adj"), raised.to_string()) {
+        tracing::warn!(pid, %error, "can't raise a server's oom_score_adj to {raised}");
+    }
+}
+
+fn oom_score_adj_of_servers(own: i32) -> i32 {
+    own.saturating_add(OOM_SCORE_ABOVE).min(OOM_SCORE_ADJ_MAX)
 }
 
 /// What the binary's `--version` prints.
@@ -221,8 +248,8 @@ impl Process {
         Ok(Self { pid, fd: Arc::new(pidfd_open(raw, PidfdFlags::NONBLOCK)?) })
     }
 
-    /// Starts a server in its directory.
-    pub(super) fn spawn(server: &Path, dir: &Path) -> io::Result<Self> {
+    /// Starts a server in its directory, in an environment of nothing but what is said here.
+    pub(super) fn spawn(server: &Path, dir: &Path, malloc_conf: Option<&str>) -> io::Result<Self> {
         let stderr = File::create(dir.join(layout::STDERR))?;
         let mut command = Command::new(server);
         command
@@ -238,7 +265,11 @@ impl Process {
         if let Some(lang) = std::env::var_os("LANG") {
             command.env("LANG", lang);
         }
+        for name in MALLOC_CONF_NAMES {
+            command.envs(malloc_conf.map(|conf| (name, conf)));
+        }
         let mut child = command.spawn()?;
+        die_before_the_agent(child.id());
         // Nobody else waits for it, so the pid can't have been given away.
         Self::open(child.id()).inspect_err(|_| {
             let _ = child.kill();

@@ -11,6 +11,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener};
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
+use serde::{Deserialize, Serialize};
 
 /// Lines read of one table at the most.
 const LINES_MAX: usize = 100_000;
@@ -40,31 +41,42 @@ pub(super) fn is_listened(addr: SocketAddr) -> bool {
     matches!(bind(), Err(Errno::ADDRINUSE))
 }
 
+/// Why a port can't be listened at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{words}; {remedy}")]
+pub struct PortProblem {
+    /// What is wrong, and by whom.
+    pub words: String,
+    /// What to do.
+    pub remedy: String,
+}
+
 /// Tries to listen at `addr`; says in words with a remedy why that can't be.
-pub(super) fn check_free(addr: SocketAddr, what: &str) -> Result<(), String> {
+pub(super) fn check_free(addr: SocketAddr, what: &str) -> Result<(), PortProblem> {
     let error = match TcpListener::bind(addr) {
         Ok(_) => return Ok(()),
         Err(error) => error,
     };
     let ip = addr.ip();
-    Err(match error.kind() {
+    let (words, remedy) = match error.kind() {
         io::ErrorKind::AddrInUse => {
             let holder =
                 holder(addr).unwrap_or_else(|| "another process (not visible to the agent's user)".into());
-            format!(
-                "{what} {addr} is taken by {holder}; stop it, or set redis.base_port to other ports (or redis.ip to another address)"
+            (
+                format!("{what} {addr} is taken by {holder}"),
+                "stop it, or set redis.base_port to other ports (or redis.ip to another address)",
             )
         }
         io::ErrorKind::AddrNotAvailable => {
-            format!("{ip} is not an address of this host; set redis.ip to one that is (see: ip address)")
+            (format!("{ip} is not an address of this host"), "set redis.ip to one that is (see: ip address)")
         }
-        io::ErrorKind::PermissionDenied => {
-            format!(
-                "{what} {addr} may not be bound by the agent's user; set redis.base_port to 1024 or higher"
-            )
-        }
-        _ => format!("{what} {addr} can't be bound: {error}; set redis.ip or redis.base_port to another"),
-    })
+        io::ErrorKind::PermissionDenied => (
+            format!("{what} {addr} may not be bound by the agent's user"),
+            "set redis.base_port to 1024 or higher",
+        ),
+        _ => (format!("{what} {addr} can't be bound: {error}"), "set redis.ip or redis.base_port to another"),
+    };
+    Err(PortProblem { words, remedy: remedy.to_owned() })
 }
 
 /// Who listens at `addr`: `redis-server (pid 17, /usr/bin/redis-check-rdb)`.
@@ -149,7 +161,7 @@ mod tests {
         let listener = TcpListener::bind("127.77.250.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
         assert!(is_listened(addr));
-        let words = check_free(addr, "data port").unwrap_err();
+        let words = check_free(addr, "data port").unwrap_err().to_string();
         assert!(words.contains(&format!("pid {}", std::process::id())), "{words}");
         assert!(words.contains("redis.base_port"), "{words}");
         drop(listener);
@@ -159,7 +171,7 @@ mod tests {
 
     #[test]
     fn says_when_an_address_is_not_ours() {
-        let words = check_free("192.0.2.1:20001".parse().unwrap(), "data port").unwrap_err();
+        let words = check_free("192.0.2.1:20001".parse().unwrap(), "data port").unwrap_err().to_string();
         assert!(words.contains("not an address of this host"), "{words}");
     }
 

@@ -43,6 +43,7 @@ pub(super) enum Started {
 pub(super) struct Starter {
     data_dir: PathBuf,
     server: Option<PathBuf>,
+    malloc_conf: Option<String>,
     /// When this life of the agent began: servers found missing ended before.
     began: Instant,
     scan: Mutex<Option<Scan>>,
@@ -55,8 +56,8 @@ struct Scan {
 }
 
 impl Starter {
-    pub(super) fn new(data_dir: PathBuf, server: Option<PathBuf>) -> Self {
-        Self { data_dir, server, began: Instant::now(), scan: Mutex::new(None) }
+    pub(super) fn new(data_dir: PathBuf, server: Option<PathBuf>, malloc_conf: Option<String>) -> Self {
+        Self { data_dir, server, malloc_conf, began: Instant::now(), scan: Mutex::new(None) }
     }
 
     pub(super) fn prepare(&self, plan: PlanId, wanted: &WantedInstance) -> Started {
@@ -89,10 +90,10 @@ impl Starter {
         }
         process::find_server(self.server.as_deref()).map_err(|error| error.to_string())?;
         process::check_nofile(wanted.clients_needed)?;
-        sockets::check_free(wanted.addr, "data port")?;
+        sockets::check_free(wanted.addr, "data port").map_err(|problem| problem.to_string())?;
         let bus = bus_addr(wanted.addr).ok_or_else(|| format!("{} has no bus port", wanted.addr))?;
-        sockets::check_free(bus, "bus port")?;
-        let files = layout.prepare(plan, &wanted.config, &wanted.nodes_conf);
+        sockets::check_free(bus, "bus port").map_err(|problem| problem.to_string())?;
+        let files = layout.prepare(plan, &wanted.config, wanted.nodes_conf.as_deref());
         files.map_err(|error| error.to_string())?;
         Ok(Started::Prepared { log_from: layout.log_len() })
     }
@@ -103,7 +104,7 @@ impl Starter {
             Ok(server) => server,
             Err(error) => return Started::SpawnFailed(error.to_string()),
         };
-        match Process::spawn(&server, layout.dir()) {
+        match Process::spawn(&server, layout.dir(), self.malloc_conf.as_deref()) {
             Ok(process) => Started::Spawned(process),
             Err(error) => Started::SpawnFailed(format!("{}: {error}", server.display())),
         }

@@ -56,7 +56,9 @@ impl Bench {
         SupervisorOptions {
             data_dir: self.data().to_owned(),
             server: None,
+            malloc_conf: None,
             login: None,
+            release_at_once: None,
             on_exit: OnExit::Leave,
             cancel: CancellationToken::new(),
         }
@@ -84,7 +86,7 @@ impl Bench {
         WantedInstance {
             addr: self.addr(nth),
             config,
-            nodes_conf,
+            nodes_conf: Some(nodes_conf),
             run,
             clients_needed: 500,
             restart_pause: Duration::ZERO,

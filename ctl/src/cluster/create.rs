@@ -5,13 +5,16 @@ use std::time::{Duration, Instant};
 
 use redmesh_api::control::{ClusterCheck, ClusterStatus, HostProgress};
 use redmesh_api::level::{ClusterPlan, ClusterSpec, PlanStage, PlannedRole};
+use redmesh_api::preflight::{Check, Finding};
 use serde::Serialize;
 
 use super::check;
+use super::phases::{self, Phase};
+use crate::doctor;
 use crate::exit::Exit;
 use crate::output::Output;
 use crate::progress::Progress;
-use crate::session::{Patience, Session, SessionError};
+use crate::session::{CreatedPlan, Patience, Session, SessionError};
 use crate::units::seconds;
 
 /// Pause between two looks at the formation.
@@ -34,6 +37,8 @@ const NAMED_MAX: usize = 10;
 pub struct CreateOptions {
     /// The wish.
     pub spec: ClusterSpec,
+    /// Checks of the preflight that may fail.
+    pub force: Vec<Check>,
     /// How long to wait until it is formed.
     pub deadline: Duration,
     /// Whether to wait at all.
@@ -51,12 +56,18 @@ pub struct Created {
     pub hosts: usize,
     /// False when the same plan was there before.
     pub fresh: bool,
+    /// Of a fresh plan: what the preflight warned of, and failures that were overridden.
+    pub warnings: Vec<Finding>,
     /// Whether all instances have agreed.
     pub formed: bool,
     /// From the request until it was formed, seconds, by this process' clock.
     pub seconds: f64,
+    /// Its phases, in their order; empty if not waited for.
+    pub phases: Vec<Phase>,
     /// What every instance said at the end; `None` if not waited for.
     pub check: Option<ClusterCheck>,
+    /// What should be known of it: why it is formed as it is.
+    pub notes: Vec<String>,
     /// Whom it waited for when the deadline passed.
     pub awaited: Vec<String>,
     /// The plan.
@@ -85,16 +96,25 @@ pub async fn create(
     output: &Output,
 ) -> anyhow::Result<Created> {
     let began = Instant::now();
-    let (plan, fresh) = session.cluster_create(options.spec).await?;
+    let CreatedPlan { plan, fresh, warnings, notes } =
+        session.cluster_create(options.spec, options.force).await?;
+    let request = Phase { name: "request", seconds: began.elapsed().as_secs_f64() };
+    for warning in &warnings {
+        output.text(&doctor::explain(warning, &doctor::named(&warning.hosts)))?;
+    }
     output.text(&render_plan(&plan, fresh))?;
+    notes.iter().try_for_each(|note| output.text(&format!("note: {note}\n")))?;
     let mut created = Created {
         nodes: plan.instances.len(),
         primaries: plan.primaries(),
         hosts: plan.hosts.len(),
         fresh,
+        warnings,
         formed: plan.stage == PlanStage::Formed,
         seconds: 0.0,
+        phases: Vec::new(),
         check: None,
+        notes,
         awaited: Vec::new(),
         plan,
     };
@@ -127,9 +147,18 @@ pub async fn create(
     }
     created.seconds = began.elapsed().as_secs_f64();
     if created.formed {
+        let check_began = Instant::now();
         let check = settled_check(session).await?;
+        let checked = Phase { name: "check", seconds: check_began.elapsed().as_secs_f64() };
         output.text(&check::render_verdict(&check, created.nodes))?;
         created.check = Some(check);
+        created.phases = phases::of_plan(&created.plan);
+        // Of one that was there before, this request was no part.
+        if created.fresh {
+            created.phases.insert(0, request);
+        }
+        created.phases.push(checked);
+        output.text(&phases::render(&created.phases, &created.plan))?;
     }
     Ok(created)
 }
@@ -185,12 +214,17 @@ struct Forming {
 impl Forming {
     fn of(stage: Option<PlanStage>, hosts: &[HostProgress]) -> Self {
         let sum = |of: fn(&HostProgress) -> u32| hosts.iter().map(|host| u64::from(of(host))).sum::<u64>();
-        let (planned, ready, agreed) = (sum(|h| h.planned), sum(|h| h.ready), sum(|h| h.agreed));
-        let hosts_ready = hosts.iter().filter(|host| host.planned == host.ready).count();
+        let (planned, ready, agreed) = (sum(|h| h.planned), sum(HostProgress::ready), sum(|h| h.agreed));
+        let hosts_ready = hosts.iter().filter(|host| host.planned == host.ready()).count();
         let mut text =
             format!("{hosts_ready}/{} hosts ready, {ready}/{planned} servers listening", hosts.len());
         if stage >= Some(PlanStage::Release) {
-            text = format!("{ready}/{planned} servers up, {agreed}/{planned} agreed");
+            let (held, up) = (sum(|h| h.held), sum(|h| h.up));
+            let released = planned.saturating_sub(held);
+            text = format!("{released}/{planned} servers released, {up} up, {agreed} agreed");
+        }
+        if stage == Some(PlanStage::Replicate) {
+            text.push_str(" about replicas");
         }
         let behind: Vec<&HostProgress> = hosts.iter().filter(|host| !is_through(host, stage)).collect();
         if let [first, rest @ ..] = behind.as_slice()
@@ -212,7 +246,7 @@ impl Forming {
 fn is_through(host: &HostProgress, stage: Option<PlanStage>) -> bool {
     match stage {
         Some(PlanStage::Release | PlanStage::Replicate | PlanStage::Formed) => host.agreed == host.planned,
-        Some(PlanStage::Prepare) | None => host.ready == host.planned,
+        Some(PlanStage::Prepare) | None => host.ready() == host.planned,
     }
 }
 
@@ -225,7 +259,7 @@ fn awaited(hosts: &[HostProgress]) -> Vec<String> {
             (false, _) => "not heard of; is its agent running?".to_owned(),
             (true, None) => "has not seen the plan yet".to_owned(),
             (true, Some(_)) => {
-                format!("{} of {} servers up, {} agreed", host.ready, host.planned, host.agreed)
+                format!("{} of {} servers ready, {} agreed", host.ready(), host.planned, host.agreed)
             }
         };
         lines.push(format!("{}: {what}", host.name));
@@ -264,6 +298,7 @@ fn render_plan(plan: &ClusterPlan, fresh: bool) -> String {
         }
     });
     push_bounded(&mut text, lines.collect(), "replicas");
+    push_bounded(&mut text, sums_by_host(plan), "hosts");
     text.push_str(&format!(
         "{nodes} nodes on {} hosts: {} primaries, {} replicas; cluster-node-timeout {} ms\n",
         plan.hosts.len(),
@@ -272,6 +307,23 @@ fn render_plan(plan: &ClusterPlan, fresh: bool) -> String {
         plan.node_timeout_ms,
     ));
     text
+}
+
+/// What each host bears, a line each, where that differs; nothing where all are alike.
+fn sums_by_host(plan: &ClusterPlan) -> Vec<String> {
+    let mut sums = vec![(0, 0); plan.hosts.len()];
+    for instance in &plan.instances {
+        let (instances, primaries) = &mut sums[usize::from(instance.host)];
+        *instances += 1;
+        *primaries += usize::from(matches!(instance.role, PlannedRole::Primary { .. }));
+    }
+    if sums.windows(2).all(|pair| pair[0].0 == pair[1].0) {
+        return Vec::new();
+    }
+    let lines = plan.hosts.iter().zip(sums).map(|(host, (instances, primaries))| {
+        format!("{}: {instances} nodes, {primaries} primaries, {} replicas", host.name, instances - primaries)
+    });
+    lines.collect()
 }
 
 fn push_bounded(text: &mut String, lines: Vec<String>, what: &str) {

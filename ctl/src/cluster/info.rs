@@ -4,7 +4,7 @@ use redmesh_api::control::{ClusterCheck, ClusterStatus};
 use redmesh_api::level::{ClusterPlan, PlanStage, SlotRange};
 use serde::Serialize;
 
-use super::check;
+use super::{check, phases};
 use crate::exit::Exit;
 use crate::members::{table, table_text};
 use crate::output::Output;
@@ -57,6 +57,7 @@ fn render(info: &Info) -> String {
     }
     text.push_str(&table_text(&rows));
     text.push_str(&check::render_keys(check));
+    text.push_str(&phases::render(&phases::of_plan(plan), plan));
     if let Some(overdue) = &info.status.overdue {
         text.push_str(&format!("[WARNING] overdue: {overdue}\n"));
     }

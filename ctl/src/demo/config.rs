@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use serde::Serialize;
 
-use super::DemoOptions;
 use super::dir::DemoDir;
 use super::plan::DemoPlan;
 use crate::pki;
@@ -48,8 +47,8 @@ struct Redis {
     server: PathBuf,
     data_dir: PathBuf,
     base_port: u16,
+    release_at_once: usize,
     on_agent_exit: &'static str,
-    auth: &'static str,
 }
 
 #[derive(Debug, Serialize)]
@@ -61,12 +60,7 @@ struct Http {
 const MESH_NAME: &str = "demo";
 
 /// Makes the PKI, and each host's directory with its `agent.toml`.
-pub fn write(
-    plan: &DemoPlan,
-    dir: &DemoDir,
-    server: &std::path::Path,
-    options: &DemoOptions,
-) -> anyhow::Result<()> {
+pub fn write(plan: &DemoPlan, dir: &DemoDir, server: &std::path::Path, keep: bool) -> anyhow::Result<()> {
     let pki_dir = dir.pki();
     pki::init(&pki_dir, MESH_NAME)?;
     pki::issue_operator(&pki_dir, DemoDir::OPERATOR)?;
@@ -75,11 +69,16 @@ pub fn write(
         pki::issue_host(&pki_dir, &name, &[IpAddr::V4(*ip)])?;
         let host_dir = dir.host(&name);
         std::fs::create_dir(&host_dir).with_context(|| format!("can't create {}", host_dir.display()))?;
-        let text = render(plan, dir, at, server, options)?;
+        let text = render(plan, dir, at, server, keep)?;
         let file = DemoDir::agent_toml(&host_dir);
         std::fs::write(&file, text).with_context(|| format!("can't write {}", file.display()))?;
     }
     Ok(())
+}
+
+/// Each host's share of the machine's cores.
+fn release_at_once(hosts: usize) -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get() / hosts).max(1)
 }
 
 fn render(
@@ -87,7 +86,7 @@ fn render(
     dir: &DemoDir,
     at: usize,
     server: &std::path::Path,
-    options: &DemoOptions,
+    keep: bool,
 ) -> anyhow::Result<String> {
     let name = plan.name(at);
     let host_dir = dir.host(&name);
@@ -104,8 +103,8 @@ fn render(
             server: server.to_owned(),
             data_dir: host_dir.join("redis_cluster"),
             base_port: plan.base_port,
-            on_agent_exit: if options.keep { "leave" } else { "stop" },
-            auth: if options.no_auth { "off" } else { "on" },
+            release_at_once: release_at_once(plan.ips.len()),
+            on_agent_exit: if keep { "leave" } else { "stop" },
         },
         http: Http { listen: plan.http(at) },
     };
@@ -118,7 +117,7 @@ fn render(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::demo::plan::tests::{options, plan};
+    use crate::demo::plan::tests::plan;
 
     #[test]
     fn each_host_gets_an_ordinary_configuration() {
@@ -126,13 +125,12 @@ mod tests {
         let at = parent.path().join("demo");
         let plan = plan("--hosts 3 --per-host 4").unwrap();
         let dir = DemoDir::create(Some(at.clone()), false, &plan).unwrap();
-        let text = render(&plan, &dir, 1, "redis-server".as_ref(), &options("--keep --no-auth")).unwrap();
+        let text = render(&plan, &dir, 1, "redis-server".as_ref(), true).unwrap();
         let value: toml::Table = toml::from_str(&text).unwrap();
         assert_eq!(value["mesh"]["listen"].as_str(), Some("127.0.0.2:7379"));
         assert_eq!(value["mesh"]["bootstrap_expect"].as_integer(), Some(3));
         assert_eq!(value["mesh"]["seeds"].as_array().unwrap().len(), 2);
         assert_eq!(value["redis"]["on_agent_exit"].as_str(), Some("leave"));
-        assert_eq!(value["redis"]["auth"].as_str(), Some("off"));
         assert_eq!(value["http"]["listen"].as_str(), Some("127.0.0.2:7380"));
         let state = value["state"]["dir"].as_str().unwrap();
         assert!(state.ends_with("demo/host-2/state") && state.starts_with('/'), "{state}");

@@ -34,7 +34,9 @@ pub fn server(asked: Option<&Path>) -> anyhow::Result<PathBuf> {
     if let Some(file) = asked {
         let found = match file.components().count() {
             1 => file.to_str().and_then(in_path),
-            _ => file.canonicalize().ok().filter(|file| is_executable(file)),
+            // Not resolved to the end: Debian's redis-server is a link to redis-check-rdb,
+            // which knows by its name what it is to be.
+            _ => std::path::absolute(file).ok().filter(|file| is_executable(file)),
         };
         return found.with_context(|| format!("--server {}: no executable file", file.display()));
     }
@@ -60,6 +62,14 @@ fn is_executable(file: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_is_started_by_the_name_that_it_was_given() {
+        let dir = tempfile::tempdir().unwrap();
+        let link = dir.path().join("redis-server");
+        std::os::unix::fs::symlink("/bin/sh", &link).unwrap();
+        assert_eq!(server(Some(&link)).unwrap(), link);
+    }
 
     #[test]
     fn what_is_missing_is_named_with_the_remedy() {

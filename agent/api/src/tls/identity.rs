@@ -86,6 +86,13 @@ impl Identity {
         names_ip(self.chain(), ip)
     }
 
+    /// When the certificate expires, Unix seconds; `None` if it can't be read as X.509.
+    pub fn valid_until_unix_s(&self) -> Option<i64> {
+        let leaf = self.chain().first()?;
+        let (_, cert) = x509_parser::parse_x509_certificate(leaf).ok()?;
+        Some(cert.validity().not_after.timestamp())
+    }
+
     /// The CA certificates that peers' chains must lead to.
     pub fn roots(&self) -> &Arc<RootCertStore> {
         &self.roots

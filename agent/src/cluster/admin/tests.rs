@@ -7,7 +7,7 @@ use std::time::Instant;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use redmesh_api::ids::PlanId;
-use redmesh_api::level::{ClusterPlan, ClusterSpec, PlannedHost, PlannedRole};
+use redmesh_api::level::{ClusterPlan, ClusterSpec, Formation, PlannedHost, PlannedRole};
 use uuid::Uuid;
 
 use super::*;
@@ -70,6 +70,7 @@ fn config(addr: SocketAddr, dir: &Path, directives: &[(String, Vec<String>)]) ->
     let conf = RedisConf {
         addr,
         node_timeout_ms: 5000,
+        forming: None,
         clients_needed: clients_needed(6).min(1000),
         dir: dir.to_owned(),
         somaxconn: Some(4096),
@@ -97,17 +98,18 @@ fn six() -> ClusterPlan {
         hosts: (1..=3).map(host).collect(),
         created_unix_ms: 0,
         node_timeout_ms: 5000,
+        formation: Formation::Seeded,
     };
     plan(input, &mut StdRng::seed_from_u64(11)).unwrap()
 }
 
 #[tokio::test]
 async fn a_seeded_cluster_forms_and_answers() {
-    let (plan, version) = (six(), version());
+    let (plan, format) = (six(), version().nodes_conf_format().expect("a known version"));
     let mut servers = Servers::new();
     for instance in &plan.instances {
         let (addr, name) = (plan.addr_of(instance), instance.node_id.to_string());
-        let nodes_conf = render_nodes_conf(&plan, instance.node_id, version).unwrap();
+        let nodes_conf = render_nodes_conf(&plan, instance.node_id, format).unwrap();
         let config = config(addr, &servers.path(&name), &[]);
         servers.start(&name, &config, Some(&nodes_conf));
     }
@@ -221,7 +223,8 @@ async fn a_password_is_used_and_connections_are_bounded() {
     }
     let options = AdminOptions { login: Some(Login::default_user("top secret")), connections_max: 2 };
     assert!(!format!("{options:?}").contains("secret"));
-    let pool = AdminPool::new(options);
+    let connections = Arc::new(Connections::new(options));
+    let pool = AdminPool::over(connections.clone());
     for addr in &addrs {
         let deadline = Instant::now() + PATIENCE;
         while let Err(error) = pool.cluster_info(*addr).await {
@@ -230,7 +233,7 @@ async fn a_password_is_used_and_connections_are_bounded() {
         }
         assert!(!pool.cluster_info(*addr).await.unwrap().state_ok);
     }
-    assert_eq!(pool.connections().len(), 2);
+    assert_eq!(connections.count(), 2);
     pool.meet(addrs[0], addrs[1]).await.unwrap();
     let refused = AdminPool::new(AdminOptions::default()).cluster_info(addrs[0]).await.unwrap_err();
     assert!(crate::error_chain(&refused).contains("NOAUTH"), "{refused:?}");
@@ -245,4 +248,51 @@ async fn nobody_there_is_an_error_with_its_cause() {
     let target = Target { host: HostId(1), addr, node_id: NodeId([0; 20]) };
     let view = pool.check(target).await;
     assert!(!view.up && view.problem.unwrap().contains("refused"), "the whole chain is told");
+}
+
+#[tokio::test]
+async fn two_servers_are_surveyed_given_slots_and_joined() {
+    let mut servers = Servers::new();
+    let addrs: Vec<SocketAddr> =
+        (0..2).map(|nth| SocketAddr::new([127, 78, 3, 1].into(), 22000 + nth)).collect();
+    for addr in &addrs {
+        let name = addr.port().to_string();
+        let config = config(*addr, &servers.path(&name), &[]);
+        servers.start(&name, &config, None);
+    }
+    let pool = AdminPool::new(AdminOptions::default());
+    let deadline = Instant::now() + PATIENCE;
+    for addr in &addrs {
+        while let Err(error) = pool.cluster_info(*addr).await {
+            assert!(Instant::now() < deadline, "{error:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    let surveyed = pool.survey_all(addrs.clone(), 2).await;
+    for server in &surveyed {
+        assert_eq!(server.problems, Vec::<String>::new());
+        assert_eq!(server.node_id, Some(pool.my_id(server.addr).await.unwrap()));
+        assert_eq!(server.node_timeout_ms, Some(5000));
+    }
+    let range = |first, last| SlotRange { first, last };
+    pool.set_config_epoch(addrs[0], 7).await.unwrap();
+    pool.add_slots(addrs[0], &[range(0, 99), range(200, 16383)]).await.unwrap();
+    // As for servers before 7.0, in more than one command.
+    pool.add_slots_singly(addrs[1], &[range(0, 99)]).await.unwrap();
+    pool.add_slots_singly(addrs[1], &[range(300, 3000)]).await.unwrap();
+    let of = |addr| async move { AdminPool::new(AdminOptions::default()).topology(addr).await.unwrap() };
+    let (first, second) = (of(addrs[0]).await, of(addrs[1]).await);
+    assert_eq!(first.myself().unwrap().slots, [range(0, 99), range(200, 16383)]);
+    assert_eq!(first.myself().unwrap().config_epoch, 7);
+    assert_eq!(second.myself().unwrap().slots, [range(0, 99), range(300, 3000)]);
+    assert!(pool.add_slots(addrs[0], &[range(0, 0)]).await.is_err(), "they are taken");
+    let problems = pool.survey(addrs[0], 2).await.problems;
+    assert!(problems[0].contains("serves 16284 slots"), "{problems:?}");
+    pool.meet(addrs[0], addrs[1]).await.unwrap();
+    while of(addrs[1]).await.nodes.len() < 2 {
+        assert!(Instant::now() < deadline);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let refused = pool.replicate(addrs[0], surveyed[1].node_id.unwrap()).await.unwrap_err();
+    assert!(crate::error_chain(&refused).contains("empty"), "{refused:?}");
 }

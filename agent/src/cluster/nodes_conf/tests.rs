@@ -1,16 +1,12 @@
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use redmesh_api::ids::{HostId, PlanId};
-use redmesh_api::level::{ClusterSpec, PlannedHost};
+use redmesh_api::level::{ClusterSpec, Formation, PlannedHost};
 use uuid::Uuid;
 
 use super::*;
 use crate::cluster::plan::{PlanInput, plan};
 use crate::cluster::topology::Topology;
-use crate::cluster::version::Flavour;
-
-const REDIS_7_0: ServerVersion = ServerVersion { flavour: Flavour::Redis, major: 7, minor: 0, patch: 15 };
-const REDIS_7_2: ServerVersion = ServerVersion { flavour: Flavour::Redis, major: 7, minor: 2, patch: 0 };
 
 fn small() -> ClusterPlan {
     let host = |n: u8| PlannedHost {
@@ -30,6 +26,7 @@ fn small() -> ClusterPlan {
         hosts: (1..=3).map(host).collect(),
         created_unix_ms: 0,
         node_timeout_ms: 5000,
+        formation: Formation::Seeded,
     };
     let mut made = plan(input, &mut StdRng::seed_from_u64(3)).unwrap();
     // Ids that can be read in the expectation below.
@@ -58,7 +55,7 @@ fn short(text: &str) -> String {
 #[test]
 fn golden_redis_7_0() {
     let plan = small();
-    let text = render_nodes_conf(&plan, NodeId([0; 20]), REDIS_7_0).unwrap();
+    let text = render_nodes_conf(&plan, NodeId([0; 20]), NodesConfFormat::Plain).unwrap();
     assert_eq!(short(&text), include_str!("golden_7_0.txt"));
     let topology = Topology::parse(text.rsplit_once("vars").unwrap().0).unwrap();
     assert_eq!(topology.slots_covered(), 16384);
@@ -67,7 +64,7 @@ fn golden_redis_7_0() {
 
 #[test]
 fn golden_with_shard_ids() {
-    let text = render_nodes_conf(&small(), NodeId([5; 20]), REDIS_7_2).unwrap();
+    let text = render_nodes_conf(&small(), NodeId([5; 20]), NodesConfFormat::ShardIds).unwrap();
     assert_eq!(short(&text), include_str!("golden_7_2.txt"));
 }
 
@@ -77,7 +74,7 @@ fn every_instance_has_the_same_view() {
     let digests: Vec<u64> = plan
         .instances
         .iter()
-        .map(|i| render_nodes_conf(&plan, i.node_id, REDIS_7_2).unwrap())
+        .map(|i| render_nodes_conf(&plan, i.node_id, NodesConfFormat::ShardIds).unwrap())
         .map(|text| Topology::parse(text.rsplit_once("vars").unwrap().0).unwrap().view_digest())
         .collect();
     assert!(digests.windows(2).all(|w| w[0] == w[1]), "{digests:?}");
@@ -86,12 +83,12 @@ fn every_instance_has_the_same_view() {
 #[test]
 fn an_impossible_plan_is_an_error() {
     let mut plan = small();
-    let error = render_nodes_conf(&plan, NodeId([9; 20]), REDIS_7_0).unwrap_err();
+    let error = render_nodes_conf(&plan, NodeId([9; 20]), NodesConfFormat::Plain).unwrap_err();
     assert!(matches!(error, NodesConfError::UnknownNode { .. }));
     let replica = plan.instances.iter().position(|i| matches!(i.role, PlannedRole::Replica { .. })).unwrap();
     for primary in [replica as u32, 99] {
         plan.instances[replica].role = PlannedRole::Replica { primary };
-        let error = render_nodes_conf(&plan, NodeId([0; 20]), REDIS_7_0).unwrap_err();
+        let error = render_nodes_conf(&plan, NodeId([0; 20]), NodesConfFormat::Plain).unwrap_err();
         assert!(matches!(error, NodesConfError::NoPrimary { .. }));
     }
 }

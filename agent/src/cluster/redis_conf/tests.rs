@@ -7,6 +7,7 @@ fn conf(directives: &[(&str, &[&str])]) -> RedisConf {
     RedisConf {
         addr: "10.0.0.1:6379".parse().unwrap(),
         node_timeout_ms: 15_000,
+        forming: None,
         clients_needed: clients_needed(1000),
         dir: "/var/lib/redmesh/6379".into(),
         somaxconn: Some(4096),
@@ -21,6 +22,26 @@ fn render(directives: &[(&str, &[&str])]) -> String {
 
 fn refusal(directives: &[(&str, &[&str])]) -> String {
     conf(directives).render().unwrap_err().to_string()
+}
+
+#[test]
+fn a_cluster_that_is_being_formed_has_time_until_it_is() {
+    let line = |conf: &RedisConf, line: &str| conf.render().unwrap().lines().any(|l| l == line);
+    let formed = |conf: &RedisConf, of| -> Vec<String> {
+        conf.settings_once_formed(of).into_iter().map(|(name, value)| format!("{name} {value}")).collect()
+    };
+    for (of, directives, forming_hz, formed_hz) in [
+        (399, &[][..], None, None),
+        (400, &[], Some("hz 1"), Some("hz 10")),
+        (400, &[("hz", &["20"][..])], Some("hz 20"), None),
+    ] {
+        let forming = RedisConf { forming: Some(of), ..conf(directives) };
+        assert!(line(&forming, "cluster-node-timeout 600000"));
+        assert_eq!(forming_hz, ["hz 1", "hz 10", "hz 20"].into_iter().find(|hz| line(&forming, hz)));
+        let expected: Vec<_> = ["cluster-node-timeout 15000"].into_iter().chain(formed_hz).collect();
+        assert_eq!(formed(&conf(directives), of), expected);
+        assert!(!line(&conf(directives), "hz 1"), "not at a later start");
+    }
 }
 
 #[test]

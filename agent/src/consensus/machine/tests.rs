@@ -89,7 +89,12 @@ impl Machine {
     fn formed() -> Self {
         let mut machine = Self::default();
         machine.done(Command::CreatePlan(Box::new(plan(1))));
-        machine.done(Command::AdvancePlan { plan: plan(1).id, to: PlanStage::Formed, at_unix_ms: 2 });
+        machine.done(Command::AdvancePlan {
+            plan: plan(1).id,
+            to: PlanStage::Formed,
+            at_unix_ms: 2,
+            convergence: None,
+        });
         machine
     }
 
@@ -135,22 +140,72 @@ fn the_first_found_wins() {
 fn there_is_one_plan_and_it_only_advances() {
     let mut machine = Machine::default();
     machine.rejected(
-        Command::AdvancePlan { plan: plan(1).id, to: PlanStage::Release, at_unix_ms: 2 },
+        Command::AdvancePlan { plan: plan(1).id, to: PlanStage::Release, at_unix_ms: 2, convergence: None },
         "no plan yet",
     );
     machine.done(Command::CreatePlan(Box::new(plan(1))));
-    machine.done(Command::AdvancePlan { plan: plan(1).id, to: PlanStage::Release, at_unix_ms: 2 });
+    machine.done(Command::AdvancePlan {
+        plan: plan(1).id,
+        to: PlanStage::Release,
+        at_unix_ms: 2,
+        convergence: None,
+    });
     machine.unchanged(Command::CreatePlan(Box::new(plan(1))));
-    machine.unchanged(Command::AdvancePlan { plan: plan(1).id, to: PlanStage::Release, at_unix_ms: 2 });
+    machine.unchanged(Command::AdvancePlan {
+        plan: plan(1).id,
+        to: PlanStage::Release,
+        at_unix_ms: 2,
+        convergence: None,
+    });
     machine.rejected(
-        Command::AdvancePlan { plan: plan(1).id, to: PlanStage::Prepare, at_unix_ms: 2 },
+        Command::AdvancePlan { plan: plan(1).id, to: PlanStage::Prepare, at_unix_ms: 2, convergence: None },
         "only advance",
     );
     machine.rejected(Command::CreatePlan(Box::new(plan(2))), "a plan already");
     machine.rejected(
-        Command::AdvancePlan { plan: plan(2).id, to: PlanStage::Formed, at_unix_ms: 2 },
+        Command::AdvancePlan { plan: plan(2).id, to: PlanStage::Formed, at_unix_ms: 2, convergence: None },
         "not the mesh's plan",
     );
+}
+
+fn by_meet(id: u128) -> ClusterPlan {
+    let mut meet = ClusterPlan { formation: Formation::Meet, ..plan(id) };
+    let second = PlannedInstance { port: 6380, ..meet.instances[0].clone() };
+    meet.instances.push(second);
+    meet.instances.iter_mut().for_each(|instance| instance.node_id = NodeId::UNKNOWN);
+    meet
+}
+
+fn name(id: u128, ids: &[u8]) -> Command {
+    let ids = ids.iter().map(|n| NodeId([*n; 20])).collect();
+    Command::NameNodes { plan: plan(id).id, ids, at_unix_ms: 2 }
+}
+
+#[test]
+fn a_plan_for_meet_goes_on_once_its_nodes_are_named() {
+    let mut machine = Machine::default();
+    machine.rejected(name(1, &[1, 2]), "no plan yet");
+    machine.done(Command::CreatePlan(Box::new(by_meet(1))));
+    let advance = |to| Command::AdvancePlan { plan: plan(1).id, to, at_unix_ms: 2, convergence: None };
+    machine.rejected(advance(PlanStage::Release), "no node ids yet");
+    machine.rejected(advance(PlanStage::Formed), "no node ids yet");
+    machine.rejected(name(2, &[1, 2]), "not the mesh's plan");
+    machine.rejected(name(1, &[1]), "1 node ids");
+    machine.rejected(name(1, &[1, 1]), "1 of them distinct");
+    machine.rejected(name(1, &[0, 1]), "1 of them distinct");
+    machine.done(name(1, &[1, 2]));
+    machine.unchanged(name(1, &[1, 2]));
+    machine.rejected(name(1, &[2, 1]), "other node ids already");
+    let known = machine.level.plan.clone().expect("a plan");
+    assert_eq!(known.instances.iter().map(|i| i.node_id.0[0]).collect::<Vec<_>>(), [1, 2]);
+    assert_eq!(known.reached_unix_ms(PlanStage::Release), Some(2));
+    machine.done(advance(PlanStage::Replicate));
+    machine.unchanged(name(1, &[1, 2]));
+    machine.done(advance(PlanStage::Formed));
+
+    let mut machine = Machine::default();
+    machine.done(Command::CreatePlan(Box::new(plan(1))));
+    machine.rejected(name(1, &[1]), "is seeded");
 }
 
 #[test]
@@ -291,16 +346,24 @@ fn an_older_entry_changes_nothing() {
 }
 
 fn any_command() -> impl Strategy<Value = Command> {
-    let plan_stage = prop_oneof![Just(PlanStage::Prepare), Just(PlanStage::Release), Just(PlanStage::Formed)];
+    let plan_stage = prop_oneof![
+        Just(PlanStage::Prepare),
+        Just(PlanStage::Release),
+        Just(PlanStage::Replicate),
+        Just(PlanStage::Formed)
+    ];
     let run_stage = prop_oneof![Just(RunStage::Running), Just(RunStage::Stopping), Just(RunStage::Done)];
     let id = 1u128..4;
     prop_oneof![
         id.clone().prop_map(|id| Command::Found { mesh: MeshId(Uuid::from_u128(id)) }),
         id.clone().prop_map(|id| Command::CreatePlan(Box::new(plan(id)))),
+        id.clone().prop_map(|id| Command::CreatePlan(Box::new(by_meet(id)))),
+        (id.clone(), prop::collection::vec(0u8..4, 1..4)).prop_map(|(id, ids)| name(id, &ids)),
         (id.clone(), plan_stage).prop_map(|(id, to)| Command::AdvancePlan {
             plan: plan(id).id,
             to,
-            at_unix_ms: 2
+            at_unix_ms: 2,
+            convergence: None,
         }),
         id.clone().prop_map(|id| Command::StartRun(Box::new(run(id)))),
         (id.clone(), run_stage).prop_map(|(id, to)| Command::AdvanceRun { run: run(id).id, to }),
@@ -331,6 +394,9 @@ proptest! {
             if let Some(plan) = &before.plan {
                 let now = after.plan.as_ref().expect("a plan stays");
                 prop_assert!(now.id == plan.id && now.stage >= plan.stage);
+                let named = now.instances.iter().all(|instance| instance.node_id != NodeId::UNKNOWN);
+                prop_assert!(named == (now.formation == Formation::Seeded || now.stage > PlanStage::Prepare));
+                prop_assert!(plan.stage == PlanStage::Prepare || plan.instances == now.instances);
             }
             for run in &before.runs {
                 let now = after.runs.iter().find(|now| now.id == run.id).expect("few enough to stay");

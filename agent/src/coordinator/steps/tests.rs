@@ -84,6 +84,28 @@ fn formed_means_that_every_instance_is_up_and_agrees() {
     assert_eq!(due(&level(Formed), [full(), full()]), []);
 }
 
+#[test]
+fn by_meet_nodes_are_named_then_replicas_set_up_where_there_are_any() {
+    use PlanStage::{Formed, Prepare, Release, Replicate};
+    let meet = |stage, replicas: bool| {
+        let mut level = level(stage);
+        let plan = level.plan.as_mut().expect("a plan");
+        plan.formation = Formation::Meet;
+        if replicas {
+            plan.instances[3].role = PlannedRole::Replica { primary: 0 };
+        }
+        level
+    };
+    let id = PlanId(Uuid::from_u128(5));
+    let full = |stage| [seen(stage, 0, 2, 2), seen(stage, 0, 2, 2)];
+    assert_eq!(due(&meet(Prepare, true), [seen(Prepare, 0, 2, 0), seen(Prepare, 0, 1, 0)]), []);
+    assert_eq!(due(&meet(Prepare, true), full(Prepare)), [Step::NameNodes { plan: id }]);
+    assert_eq!(due(&meet(Release, true), full(Release)), [Step::AdvancePlan { plan: id, to: Replicate }]);
+    assert_eq!(due(&meet(Release, false), full(Release)), [Step::AdvancePlan { plan: id, to: Formed }]);
+    assert_eq!(due(&meet(Replicate, true), full(Replicate)), [Step::AdvancePlan { plan: id, to: Formed }]);
+    assert_eq!(due(&meet(Replicate, true), [seen(Replicate, 0, 2, 2), seen(Replicate, 0, 2, 1)]), []);
+}
+
 fn running(tallies: Vec<Tally>, dead_b: u64) -> Vec<Step> {
     let run = Run {
         id: RunId(Uuid::from_u128(3)),

@@ -4,17 +4,18 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use redmesh_api::ids::HostId;
 use redmesh_api::run::{Counts, ShareDetail};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::todo::Done;
 use crate::facts::EpochCounts;
 use crate::host::detail::{self, Timeline};
-use crate::load::ShareHandle;
+use crate::load::RunningShare;
 
 /// Between two times that what a running share keeps is put on file: what a killed agent
 /// loses of it at the most.
@@ -32,7 +33,7 @@ pub struct LocalShare {
     /// Epochs of earlier lives, closed.
     pub earlier: Vec<(u32, Counts)>,
     /// This life's, unless nothing was left to issue.
-    pub live: Option<(u32, ShareHandle)>,
+    pub live: Option<(u32, Box<dyn RunningShare>)>,
     /// When this life's begins; the same in Unix milliseconds.
     pub began: (Instant, u64),
     /// Why it could not be started.
@@ -106,7 +107,7 @@ impl LocalShare {
     /// This life's detail as it stands.
     pub fn detail(&self, host: HostId) -> Option<ShareDetail> {
         let (epoch, handle) = self.live.as_ref()?;
-        Some(detail::of(host, *epoch, self.began.1, &self.timeline(), handle))
+        Some(detail::of(host, *epoch, self.began.1, &self.timeline(), handle.figures()))
     }
 
     /// Counts of all lives.

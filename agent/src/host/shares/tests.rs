@@ -15,7 +15,14 @@ use super::*;
 const ME: HostId = HostId(7);
 
 fn shares(dir: &TempDir) -> Shares {
-    Shares::new(ShareSettings { host: ME, state_dir: dir.path().to_owned(), threads: 1, login: None })
+    Shares::new(ShareSettings {
+        host: ME,
+        state_dir: dir.path().to_owned(),
+        threads: 1,
+        login: None,
+        engine: Arc::new(load::Engine),
+        clock: WallClock::default(),
+    })
 }
 
 fn run_id() -> RunId {

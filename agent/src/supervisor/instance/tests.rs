@@ -59,13 +59,19 @@ fn held_then_released_then_running() {
     assert_eq!((sim.phase(), sim.instance.pid()), (Phase::Held, Some(7)));
     assert_eq!(sim.step(Event::Wanted(Run::Held)), [], "a level is idempotent");
     assert_eq!(sim.instance.due(), None, "a held server can't be asked anything");
-    assert_eq!(sim.step(Event::Wanted(Run::Running)), [Effect::Release, Effect::Probe]);
+    assert_eq!(sim.step(Event::Admitted), [], "it isn't to run yet");
+    assert_eq!(sim.step(Event::Wanted(Run::Running)), [], "it waits for its turn");
+    assert!(sim.instance.awaits_release() && !sim.instance.settling(sim.now));
+    assert_eq!(sim.step(Event::Admitted), [Effect::Release, Effect::Probe]);
     assert_eq!(sim.phase(), Phase::Starting);
+    assert!(!sim.instance.awaits_release() && sim.instance.settling(sim.now));
+    assert!(!sim.instance.settling(sim.now + RELEASE_PATIENCE), "others need not wait for ever");
     assert_eq!(sim.step(Event::NotReady("LOADING".into())), []);
     assert_eq!(sim.problem(), "LOADING");
     assert_eq!(sim.pass(PROBE_EVERY / 2), []);
     assert_eq!(sim.pass(PROBE_EVERY / 2), [Effect::Probe]);
     sim.ready();
+    assert!(!sim.instance.settling(sim.now));
     let status = sim.instance.status();
     assert_eq!((status.run_id.as_deref(), status.problem, status.restarts), (Some("r"), None, 0));
     assert_eq!(sim.step(Event::Wanted(Run::Held)), [], "what was released is never held again");
@@ -84,7 +90,8 @@ fn released_before_it_was_held() {
     let mut sim = Sim::new();
     sim.step(Event::Wanted(Run::Held));
     assert_eq!(sim.spawn(7), [Effect::Hold]);
-    assert_eq!(sim.step(Event::Wanted(Run::Running)), [Effect::Release, Effect::Probe]);
+    assert_eq!(sim.step(Event::Wanted(Run::Running)), []);
+    assert_eq!(sim.step(Event::Admitted), [Effect::Release, Effect::Probe]);
     assert_eq!(sim.step(Event::HoldDone), [], "a late report changes nothing");
     assert_eq!(sim.phase(), Phase::Starting);
 }
@@ -211,11 +218,13 @@ fn adoption() {
     sim.step(Event::Wanted(Run::Held));
     assert_eq!(sim.step(Event::Adopted { pid: 9, stopped: true }), []);
     assert_eq!(sim.phase(), Phase::Held);
-    assert_eq!(sim.step(Event::Wanted(Run::Running)), [Effect::Release, Effect::Probe]);
+    assert_eq!(sim.step(Event::Wanted(Run::Running)), []);
+    assert_eq!(sim.step(Event::Admitted), [Effect::Release, Effect::Probe]);
 
     let mut sim = Sim::new();
     sim.step(Event::Wanted(Run::Running));
-    assert_eq!(sim.step(Event::Adopted { pid: 9, stopped: true }), [Effect::Release, Effect::Probe]);
+    assert_eq!(sim.step(Event::Adopted { pid: 9, stopped: true }), []);
+    assert_eq!(sim.step(Event::Admitted), [Effect::Release, Effect::Probe]);
 
     let mut sim = Sim::new();
     sim.step(Event::Wanted(Run::Held));
@@ -309,6 +318,7 @@ enum Move {
     Unwant,
     Outcome(u8),
     Listen,
+    Admit,
     Answer(bool),
     Exit,
     Stop,
@@ -321,6 +331,7 @@ fn any_move() -> impl Strategy<Value = Move> {
         1 => Just(Move::Unwant),
         8 => any::<u8>().prop_map(Move::Outcome),
         4 => Just(Move::Listen),
+        4 => Just(Move::Admit),
         4 => any::<bool>().prop_map(Move::Answer),
         4 => Just(Move::Exit),
         1 => Just(Move::Stop),
@@ -364,6 +375,7 @@ proptest! {
                     }
                 }
                 Move::Listen if pid.is_some() => Event::BusListening,
+                Move::Admit => Event::Admitted,
                 Move::Answer(yes) if probing && pid.is_some() => {
                     probing = false;
                     if yes { Event::Ready { run_id: "r".into(), note: None } } else { Event::NotReady("x".into()) }

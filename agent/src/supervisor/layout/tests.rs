@@ -15,7 +15,7 @@ fn seeds_once_a_plan_and_renews_the_configuration() {
     let data = tempfile::tempdir().unwrap();
     let layout = Layout::new(data.path(), 6379);
     assert!(!layout.is_marked());
-    layout.prepare(plan(1), "bind 127.0.0.1\n", "seed").unwrap();
+    layout.prepare(plan(1), "bind 127.0.0.1\n", Some("seed")).unwrap();
     assert_eq!(
         (read(&layout, CONFIG), read(&layout, "nodes.conf")),
         ("bind 127.0.0.1\n".into(), "seed".into())
@@ -24,7 +24,7 @@ fn seeds_once_a_plan_and_renews_the_configuration() {
     assert!(layout.is_marked());
     fs::write(layout.dir().join("nodes.conf"), "the server's own").unwrap();
     fs::write(layout.dir().join("dump.rdb"), "data").unwrap();
-    layout.prepare(plan(1), "new", "seed").unwrap();
+    layout.prepare(plan(1), "new", Some("seed")).unwrap();
     assert_eq!(
         (read(&layout, CONFIG), read(&layout, "nodes.conf")),
         ("new".into(), "the server's own".into())
@@ -40,7 +40,7 @@ fn what_belongs_to_others_is_left_untouched() {
         let layout = Layout::new(data.path(), 6379);
         fs::create_dir(layout.dir()).unwrap();
         fs::write(layout.dir().join(file), "mine").unwrap();
-        let words = layout.prepare(plan(1), "config", "seed").unwrap_err().to_string();
+        let words = layout.prepare(plan(1), "config", Some("seed")).unwrap_err().to_string();
         assert!(words.contains(file) && words.contains("redis.data_dir"), "{words}");
         assert_eq!(read(&layout, file), "mine");
         assert_eq!(fs::read_dir(layout.dir()).unwrap().count(), 1);
@@ -51,12 +51,12 @@ fn what_belongs_to_others_is_left_untouched() {
 fn another_plans_directory_is_refused_once_it_has_data() {
     let data = tempfile::tempdir().unwrap();
     let layout = Layout::new(data.path(), 6379);
-    layout.prepare(plan(1), "config", "seed").unwrap();
-    let words = layout.prepare(plan(2), "config", "other").unwrap_err().to_string();
+    layout.prepare(plan(1), "config", Some("seed")).unwrap();
+    let words = layout.prepare(plan(2), "config", Some("other")).unwrap_err().to_string();
     assert!(words.contains("nodes.conf of another cluster"), "{words}");
     assert_eq!(read(&layout, "nodes.conf"), "seed");
     fs::remove_file(layout.dir().join("nodes.conf")).unwrap();
-    layout.prepare(plan(2), "config", "other").unwrap();
+    layout.prepare(plan(2), "config", Some("other")).unwrap();
     assert_eq!(read(&layout, "nodes.conf"), "other");
 }
 
@@ -67,7 +67,7 @@ fn a_start_that_was_cut_short_goes_on() {
     fs::create_dir(layout.dir()).unwrap();
     fs::write(layout.dir().join(MARKER), plan(1).to_string()).unwrap();
     fs::write(layout.dir().join("nodes.conf.new"), "ha").unwrap();
-    layout.prepare(plan(1), "config", "seed").unwrap();
+    layout.prepare(plan(1), "config", Some("seed")).unwrap();
     assert_eq!(read(&layout, "nodes.conf"), "seed");
 }
 

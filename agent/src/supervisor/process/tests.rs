@@ -53,3 +53,29 @@ async fn an_end_is_reaped_and_told() {
         assert!(gone.is_err(), "no zombie is left");
     }
 }
+
+/// What a server that is `sh` prints of its environment: its redis.conf is the script.
+async fn environment(malloc_conf: Option<&str>) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join(layout::CONFIG), "env").unwrap();
+    let process = Process::spawn(Path::new("/bin/sh"), dir.path(), malloc_conf).unwrap();
+    assert_eq!(process.ended().await, "exit status 0");
+    std::fs::read_to_string(dir.path().join(layout::STDERR)).unwrap()
+}
+
+#[tokio::test]
+async fn a_server_gets_its_allocators_settings_and_nothing_of_the_agents_environment() {
+    let with = environment(Some("dirty_decay_ms:1")).await;
+    for line in ["MALLOC_CONF=dirty_decay_ms:1", "JE_MALLOC_CONF=dirty_decay_ms:1"] {
+        assert!(with.lines().any(|is| is == line), "{with}");
+    }
+    let without = environment(None).await;
+    assert!(!without.contains("MALLOC_CONF") && !without.contains("CARGO"), "{without}");
+}
+
+#[test]
+fn servers_die_before_the_agent_and_never_past_the_kernels_bound() {
+    assert_eq!(oom_score_adj_of_servers(0), OOM_SCORE_ABOVE);
+    assert_eq!(oom_score_adj_of_servers(-OOM_SCORE_ABOVE), 0);
+    assert_eq!(oom_score_adj_of_servers(900), OOM_SCORE_ADJ_MAX);
+}

@@ -37,7 +37,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use quinn::{Connection, Endpoint, EndpointConfig, TokioRuntime, VarInt};
+use quinn::{AsyncUdpSocket, Connection, Endpoint, EndpointConfig, TokioRuntime, VarInt};
 use quinn_proto::HashedConnectionIdGenerator;
 use redmesh_api::codec::Channel;
 use redmesh_api::frames::{self, CLOSE_DONE, FrameError};
@@ -86,6 +86,17 @@ pub struct QuicOptions {
     pub local: LocalPeer,
     /// The mesh that we have joined, once we have.
     pub mesh_id: watch::Receiver<Option<MeshId>>,
+    /// Carries the packets in the place of a UDP socket of ours.
+    pub wire: Option<Wire>,
+}
+
+/// Packets and randomness of somebody else's making: those of a simulated network.
+#[derive(Debug)]
+pub struct Wire {
+    /// Bound already; where it listens counts, not [`QuicOptions::listen`].
+    pub socket: Arc<dyn AsyncUdpSocket>,
+    /// What QUIC draws is drawn from here.
+    pub rng_seed: [u8; 32],
 }
 
 /// What peers are told about us besides the certificate's name.
@@ -144,15 +155,15 @@ pub enum BindError {
         /// Advertised address.
         addr: SocketAddr,
     },
-    /// Another host's certificate in place of ours.
+    /// A host keeps its name while its agent runs.
     #[error(
-        "the certificate is for {name}, and this agent runs as {ours}: start it again to give it another name"
+        "the certificate is {name}'s, and this agent runs as {running}: restart it to give the host another name"
     )]
-    AnotherName {
-        /// The certificate's name.
+    Renamed {
+        /// The new certificate's name.
         name: String,
-        /// Ours.
-        ours: String,
+        /// The name in use.
+        running: String,
     },
     /// The identity can't be used.
     #[error("TLS can't be set up")]
@@ -174,6 +185,12 @@ pub struct QuicStats {
     pub links: u64,
     /// Connections of both ways, open now.
     pub connections: u64,
+}
+
+/// The half of our identity that dials; the other half is the endpoint's.
+struct Dialling {
+    client: quinn::ClientConfig,
+    identity: Identity,
 }
 
 #[derive(Debug, Default)]
@@ -200,12 +217,14 @@ impl Counts {
 /// What the handle and all tasks have in common.
 struct Shared {
     endpoint: Endpoint,
-    /// With which others are dialled: changes when our certificate is renewed.
-    client: watch::Sender<quinn::ClientConfig>,
+    /// What dials from now on present and trust; links that were dialled before are replaced.
+    dialling: watch::Sender<Dialling>,
     advertise: SocketAddr,
     name: String,
     local: LocalPeer,
     mesh_id: watch::Receiver<Option<MeshId>>,
+    /// Receiving and sending, bytes.
+    udp_buffers: (u64, u64),
     handler: watch::Sender<Option<Arc<dyn Handler>>>,
     gossip_in: mpsc::Sender<(SocketAddr, Bytes)>,
     gossip_out: GossipOut,
@@ -220,6 +239,10 @@ struct Shared {
 }
 
 impl Shared {
+    fn client_config(&self) -> quinn::ClientConfig {
+        self.dialling.borrow().client.clone()
+    }
+
     fn hello(&self) -> Hello {
         Hello {
             protocol: HELLO_PROTOCOL,
@@ -266,7 +289,7 @@ impl QuicTransport {
     /// Listens; must be called inside a tokio runtime. Requests of peers wait until
     /// [`Transport::serve`].
     pub fn bind(options: QuicOptions) -> Result<Arc<Self>, BindError> {
-        let QuicOptions { listen, mut advertise, identity, host_secret, local, mesh_id } = options;
+        let QuicOptions { listen, mut advertise, identity, host_secret, local, mesh_id, wire } = options;
         Self::check_identity(&identity, advertise)?;
         let name = identity.name().to_owned();
         let server = tls::quic_server_config(&identity).map_err(BindError::Tls)?;
@@ -276,24 +299,33 @@ impl QuicTransport {
             ErrorKind::AddrNotAvailable => BindError::NoSuchAddress { addr: listen },
             _ => BindError::Socket { addr: listen, source },
         };
-        let socket = UdpSocket::bind(listen).map_err(failed)?;
-        // As large as the system allows; a small one only costs speed.
-        let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, SOCKET_BUFFER_BYTES);
-        let _ = rustix::net::sockopt::set_socket_send_buffer_size(&socket, SOCKET_BUFFER_BYTES);
-        let bound = socket.local_addr().map_err(failed)?;
-        let config = endpoint_config(&host_secret);
-        let endpoint = Endpoint::new(config, Some(server), socket, Arc::new(TokioRuntime)).map_err(failed)?;
+        let mut config = endpoint_config(&host_secret);
+        let runtime = Arc::new(TokioRuntime);
+        let (endpoint, udp_buffers) = match wire {
+            None => {
+                let (socket, buffers) = bind_udp(listen).map_err(failed)?;
+                (Endpoint::new(config, Some(server), socket, runtime), buffers)
+            }
+            Some(Wire { socket, rng_seed }) => {
+                config.rng_seed(Some(rng_seed));
+                (Endpoint::new_with_abstract_socket(config, Some(server), socket, runtime), (0, 0))
+            }
+        };
+        let endpoint = endpoint.map_err(failed)?;
+        let bound = endpoint.local_addr().map_err(failed)?;
+        let dialling = watch::Sender::new(Dialling { client, identity });
         if listen.port() == 0 {
             advertise.set_port(bound.port());
         }
         let (gossip_in, gossip_arrives) = mpsc::channel(GOSSIP_QUEUE_MAX);
         let shared = Arc::new(Shared {
             endpoint,
-            client: watch::Sender::new(client),
+            dialling,
             advertise,
             name,
             local,
             mesh_id,
+            udp_buffers,
             handler: watch::Sender::new(None),
             gossip_in,
             gossip_out: GossipOut::default(),
@@ -310,27 +342,37 @@ impl QuicTransport {
         Ok(Arc::new(Self { shared, gossip_arrives: Mutex::new(Some(gossip_arrives)) }))
     }
 
-    /// Makes all later connections, of both ways, with `identity`. Links that we dialled
-    /// with the earlier one are replaced; what others dialled lives on until they do so, or
-    /// until the earlier certificate expires.
+    /// Buffers that the UDP socket was given, which may be less than
+    /// [`SOCKET_BUFFER_BYTES`]: receiving and sending, bytes.
+    pub fn udp_buffers(&self) -> (u64, u64) {
+        self.shared.udp_buffers
+    }
+
+    /// Presents `identity`, and trusts its CA, in every connection from now on. Links that
+    /// we dialled with the earlier one are replaced; what others dialled lives on until they
+    /// do so, or until the earlier certificate expires. The one in use is taken as no change.
     ///
     /// # Errors
-    /// As [`QuicTransport::check_identity`], or [`BindError::AnotherName`]; then nothing has
-    /// changed.
-    pub fn renew(&self, identity: &Identity) -> Result<(), BindError> {
-        let shared = &self.shared;
-        Self::check_identity(identity, shared.advertise)?;
-        if identity.name() != shared.name {
-            return Err(BindError::AnotherName {
-                name: identity.name().to_owned(),
-                ours: shared.name.clone(),
-            });
+    /// When peers would refuse it; then nothing changes.
+    pub fn replace_identity(&self, identity: &Identity) -> Result<(), BindError> {
+        if identity.same_as(&self.shared.dialling.borrow().identity) {
+            return Ok(());
+        }
+        Self::check_identity(identity, self.shared.advertise)?;
+        if identity.name() != self.shared.name {
+            let (name, running) = (identity.name().to_owned(), self.shared.name.clone());
+            return Err(BindError::Renamed { name, running });
         }
         let server = tls::quic_server_config(identity).map_err(BindError::Tls)?;
         let client = tls::quic_client_config(identity).map_err(BindError::Tls)?;
-        shared.endpoint.set_server_config(Some(server));
-        shared.client.send_replace(client);
+        self.shared.endpoint.set_server_config(Some(server));
+        self.shared.dialling.send_replace(Dialling { client, identity: identity.clone() });
         Ok(())
+    }
+
+    /// When our certificate expires, Unix seconds; `None` if it doesn't say.
+    pub fn certificate_valid_until_unix_s(&self) -> Option<i64> {
+        self.shared.dialling.borrow().identity.valid_until_unix_s()
     }
 
     /// Figures for metrics.
@@ -371,6 +413,21 @@ impl QuicTransport {
         let error = ended.expect("the loop ran, and did not return");
         Err(lost(to, FrameError::Connection(error)))
     }
+}
+
+/// Binds with buffers as large as the system allows (small ones only cost speed), and tells
+/// how large they are: receiving and sending, bytes.
+fn bind_udp(listen: SocketAddr) -> io::Result<(UdpSocket, (u64, u64))> {
+    let socket = UdpSocket::bind(listen)?;
+    let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, SOCKET_BUFFER_BYTES);
+    let _ = rustix::net::sockopt::set_socket_send_buffer_size(&socket, SOCKET_BUFFER_BYTES);
+    // The kernel doubles what it gives, for its own book-keeping (socket(7)).
+    let given = |size: rustix::io::Result<usize>| size.map_or(0, |bytes| bytes as u64 / 2);
+    let buffers = (
+        given(rustix::net::sockopt::socket_recv_buffer_size(&socket)),
+        given(rustix::net::sockopt::socket_send_buffer_size(&socket)),
+    );
+    Ok((socket, buffers))
 }
 
 /// Keys from the host's secret, one for each use.

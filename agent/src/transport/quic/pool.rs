@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use quinn::{ConnectionError, VarInt};
 use redmesh_api::codec::{self, Channel};
@@ -17,7 +17,7 @@ use redmesh_api::frames::{self, CLOSE_DONE, CLOSE_REFUSED, FrameError};
 use redmesh_api::ids::{HostId, MeshId};
 use redmesh_api::tls;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::Shared;
 use super::expiry;
@@ -209,7 +209,7 @@ async fn dial(shared: &Arc<Shared>, to: SocketAddr) -> DialResult {
     let attempt = async {
         let connecting = shared
             .endpoint
-            .connect_with(shared.client.borrow().clone(), to, &to.ip().to_string())
+            .connect_with(shared.client_config(), to, &to.ip().to_string())
             .map_err(|error| DialError::Unreachable(error.to_string()))?;
         let connection = connecting.await?;
         let greeted = async {
@@ -270,7 +270,7 @@ async fn greet(
 async fn watch_link(shared: &Arc<Shared>, link: &Arc<Link>) {
     let mut mesh_id = shared.mesh_id.clone();
     let mut said_mesh = link.said_mesh;
-    let mut renewed = shared.client.subscribe();
+    let mut renewed = shared.dialling.subscribe();
     loop {
         let now = *mesh_id.borrow_and_update();
         if now != said_mesh {

@@ -51,8 +51,19 @@ const STREAM_REFUSED_CODE: u32 = 2;
 /// Code of a stream that was given up because nothing came in time.
 const STREAM_TIMEOUT_CODE: u32 = 1;
 
+/// Lets go of whoever serves requests, who mostly holds us: also where a runtime ends
+/// before [`crate::transport::Transport::close`] was called.
+struct LetGo(Arc<Shared>);
+
+impl Drop for LetGo {
+    fn drop(&mut self) {
+        self.0.handler.send_replace(None);
+    }
+}
+
 /// Accepts until the endpoint closes.
 pub async fn accept_all(shared: Arc<Shared>) {
+    let _let_go = LetGo(shared.clone());
     let inbound = Arc::new(Semaphore::new(INBOUND_MAX));
     loop {
         let incoming = tokio::select! {

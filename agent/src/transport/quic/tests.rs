@@ -73,6 +73,7 @@ impl Start {
         let addr = SocketAddr::new(ip(self.last), self.port);
         let identity = self.identity.clone().unwrap_or_else(|| ca().host(self.name, &[ip(self.last)]));
         let options = QuicOptions {
+            wire: None,
             listen: addr,
             advertise: addr,
             identity,

@@ -1,14 +1,15 @@
 //! A demo's cluster, kept while it is compared on, and its servers' own figures.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::io::Write as _;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 
-use super::children::Children;
+use redmesh_benches::ask::ask;
+use redmesh_benches::children::Children;
 
 /// First data port of each host.
 const BASE_PORT: u16 = 6379;
@@ -73,9 +74,7 @@ impl<'a> Cluster<'a> {
         let cluster =
             Self { ctl: bin.join("redmeshctl"), dir, layout, instances: layout.instances(), children };
         let mut demo = Command::new(&cluster.ctl);
-        // redis-benchmark takes a password on its command line only.
-        demo.args(["demo", "--keep", "--no-auth", "--writes", "1000", "--workers", "10", "--dir"])
-            .arg(&cluster.dir);
+        demo.args(["demo", "--keep", "--writes", "1000", "--workers", "10", "--dir"]).arg(&cluster.dir);
         for (option, value) in [
             ("--hosts", layout.hosts.to_string()),
             ("--per-host", layout.per_host.to_string()),
@@ -104,14 +103,14 @@ impl<'a> Cluster<'a> {
 
     /// Removes all keys, so that no contender pays for another's.
     pub fn flush(&self) -> anyhow::Result<()> {
-        self.instances.iter().try_for_each(|addr| ask(*addr, "FLUSHALL").map(drop))
+        self.instances.iter().try_for_each(|addr| ask(*addr, "FLUSHALL", ANSWER_MAX).map(drop))
     }
 
     /// All servers' own figures.
     pub fn servers(&self) -> anyhow::Result<Servers> {
         let mut sum = Servers::default();
         for addr in &self.instances {
-            let info = ask(*addr, "INFO all")?;
+            let info = ask(*addr, "INFO all", ANSWER_MAX)?;
             let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name));
             let cpu = |name| field(name).and_then(|text| text.trim().parse::<f64>().ok());
             let (Some(user), Some(sys)) = (cpu("used_cpu_user:"), cpu("used_cpu_sys:")) else {
@@ -135,30 +134,5 @@ impl Drop for Cluster<'_> {
         if let Err(error) = Children::run_to_clean_up(&mut stop) {
             let _ = writeln!(std::io::stderr(), "{} is left behind: {error:#}", self.dir.display());
         }
-    }
-}
-
-/// One inline command; its reply.
-fn ask(addr: SocketAddr, command: &str) -> anyhow::Result<String> {
-    let talk = || -> std::io::Result<String> {
-        let mut stream = TcpStream::connect(addr)?;
-        stream.set_read_timeout(Some(ANSWER_MAX))?;
-        stream.write_all(format!("{command}\r\n").as_bytes())?;
-        let mut reader = BufReader::new(stream);
-        let mut line = String::new();
-        reader.read_line(&mut line)?;
-        match line.trim_end().strip_prefix('$').and_then(|len| len.parse::<u64>().ok()) {
-            Some(len) => {
-                let mut text = String::new();
-                reader.take(len).read_to_string(&mut text)?;
-                Ok(text)
-            }
-            None => Ok(line),
-        }
-    };
-    let reply = talk().with_context(|| format!("{addr}: {command}"))?;
-    match reply.strip_prefix('-') {
-        Some(error) => bail!("{addr}: {command}: {error}"),
-        None => Ok(reply),
     }
 }

@@ -6,9 +6,10 @@ use std::process::Command;
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
 
-use super::children::Children;
+use redmesh_benches::children::Children;
+use redmesh_benches::machine::children_cpu_s;
+
 use super::cluster::Cluster;
-use super::machine::children_cpu_s;
 
 /// Key of other tools: as long as ours are after some thousand writes of each worker.
 /// redis-benchmark puts 12 digits and a hash tag of the node in turn into it.

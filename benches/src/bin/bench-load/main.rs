@@ -6,10 +6,8 @@
 //! measures all contenders alike where it can: what servers executed and the CPU that
 //! they used is always their own `INFO`. Whatever happens, nothing is left running.
 
-mod children;
 mod cluster;
 mod contender;
-mod machine;
 mod table;
 
 use std::io::Write as _;
@@ -19,9 +17,9 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Parser;
-use tokio::signal::unix::{SignalKind, signal};
+use redmesh_benches::children::{Children, until_interrupted};
+use redmesh_benches::machine;
 
-use self::children::Children;
 use self::cluster::{Cluster, Layout};
 use self::contender::{Contender, Sample};
 use self::table::Row;
@@ -60,23 +58,9 @@ fn main() -> anyhow::Result<ExitCode> {
         options.instances
     );
     let children = Children::default();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
-    runtime.block_on(async {
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
-        let stop = children.clone();
-        let mut work = tokio::task::spawn_blocking(move || compare(&options, &children));
-        loop {
-            tokio::select! {
-                done = &mut work => {
-                    done??;
-                    return Ok(ExitCode::SUCCESS);
-                }
-                _ = interrupt.recv() => stop.interrupt(),
-                _ = terminate.recv() => stop.interrupt(),
-            }
-        }
-    })
+    let stop = children.clone();
+    until_interrupted(stop, move || compare(&options, &children))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn compare(options: &Options, children: &Children) -> anyhow::Result<()> {

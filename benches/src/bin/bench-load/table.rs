@@ -2,8 +2,10 @@
 
 use std::fmt::Write as _;
 
+use redmesh_benches::figures::median;
+use redmesh_benches::machine::cores;
+
 use super::contender::{Contender, Latency, Sample};
-use super::machine::cores;
 
 /// A contender and its turns.
 #[derive(Debug)]
@@ -27,16 +29,6 @@ impl Row {
     /// Writes a second; `None` before its first turn.
     pub fn rate(&self) -> Option<f64> {
         (!self.samples.is_empty()).then(|| self.median(Sample::rate))
-    }
-}
-
-/// Of the middle two the mean.
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    match values.len() {
-        0 => f64::NAN,
-        odd if odd % 2 == 1 => values[odd / 2],
-        even => (values[even / 2 - 1] + values[even / 2]) / 2.0,
     }
 }
 
@@ -119,13 +111,6 @@ fn thousand(rate: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn medians_are_of_the_middle() {
-        assert_eq!(median(vec![3.0, 1.0, 2.0]), 2.0);
-        assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), 2.5);
-        assert!(median(Vec::new()).is_nan());
-    }
 
     #[test]
     fn ratios_are_to_two_thousand_closed_loops() {

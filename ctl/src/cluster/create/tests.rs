@@ -46,14 +46,15 @@ fn plan(hosts: u16, replicas: u8) -> ClusterPlan {
     }
 }
 
-fn host(name: &str, ready: u32, agreed: u32) -> HostProgress {
+fn host(name: &str, up: u32, agreed: u32) -> HostProgress {
     HostProgress {
         id: HostId(1),
         name: name.to_owned(),
         alive: true,
         stage: Some(PlanStage::Prepare),
         planned: 3,
-        ready,
+        held: 0,
+        up,
         agreed,
         problems: Vec::new(),
     }
@@ -84,6 +85,17 @@ fn a_large_plan_is_summed_up() {
 }
 
 #[test]
+fn uneven_hosts_are_summed_up() {
+    let mut plan = plan(4, 1);
+    assert!(!render_plan(&plan, true).contains("host-1"), "equal hosts need no sums");
+    plan.instances.retain(|instance| instance.host != 1 || instance.port == 6379);
+    let text = render_plan(&plan, true);
+    for line in ["host-1: 2 nodes, 1 primaries, 1 replicas", "host-2: 1 nodes, 1 primaries, 0 replicas"] {
+        assert!(text.lines().any(|l| l == line), "{line} in {text}");
+    }
+}
+
+#[test]
 fn a_known_plan_is_only_confirmed() {
     let mut plan = plan(3, 0);
     assert_eq!(render_plan(&plan, false), "The same cluster of 3 nodes is being formed: continuing.\n");
@@ -99,7 +111,11 @@ fn progress_names_who_is_behind() {
     assert_eq!(view.text, "1/3 hosts ready, 4/9 servers listening; waiting for host-2 and 1 more");
     let hosts = [host("host-1", 3, 3), host("host-2", 3, 2)];
     let view = Forming::of(Some(PlanStage::Release), &hosts);
-    assert_eq!(view.text, "6/6 servers up, 5/6 agreed; waiting for host-2");
+    assert_eq!(view.text, "6/6 servers released, 6 up, 5 agreed; waiting for host-2");
+    let mut held = host("host-1", 1, 0);
+    held.held = 1;
+    let view = Forming::of(Some(PlanStage::Release), &[held]);
+    assert_eq!(view.text, "2/3 servers released, 1 up, 0 agreed");
 }
 
 #[test]
@@ -112,7 +128,7 @@ fn a_missed_deadline_names_hosts_and_problems() {
         awaited(&[host("host-1", 3, 3), silent, taken]),
         [
             "host-2: not heard of; is its agent running?",
-            "host-3: 2 of 3 servers up, 0 agreed",
+            "host-3: 2 of 3 servers ready, 0 agreed",
             "host-3: 127.0.0.3:6380: port taken by nginx (pid 7)",
         ]
     );

@@ -207,7 +207,7 @@ async fn a_certificate_that_expires_ends_its_connections_and_a_renewed_one_needs
     assert!(words(b.ask(&a, Channel::Peer, "x").await).contains("the peer's certificate has expired"));
 
     let fresh = ca().host("a", &[ip(80)]);
-    a.quic.renew(&fresh).unwrap();
+    a.quic.replace_identity(&fresh).unwrap();
     assert_eq!(a.ask(&b, Channel::Peer, "y").await.unwrap(), "b<a/00000050 Peer y");
     assert_eq!(b.ask(&a, Channel::Peer, "y").await.unwrap(), "a<b/00000051 Peer y");
     let raw = Raw::connect(&ca().operator("o"), 82, a.addr).await.unwrap();
@@ -220,7 +220,7 @@ async fn a_renewal_replaces_links_and_loses_no_request() {
     let (a, b) = (Node::start("a", 83), Node::start("b", 84));
     for round in 0..3 {
         let fresh = ca().host("a", &[ip(83)]);
-        a.quic.renew(&fresh).unwrap();
+        a.quic.replace_identity(&fresh).unwrap();
         let asks = (0..20).map(|n| {
             let (a, b) = (&a, &b);
             async move { a.ask(b, Channel::Peer, &format!("{round}.{n}")).await.unwrap() }
@@ -241,12 +241,12 @@ async fn a_renewal_replaces_links_and_loses_no_request() {
     }
     // Whatever is no renewal of this host's is refused, and changes nothing.
     let wrong = [
-        (ca().host("c", &[ip(83)]), "start it again to give it another name"),
+        (ca().host("c", &[ip(83)]), "restart it to give the host another name"),
         (ca().host("a", &[ip(85)]), "not for 127.42.0.83"),
         (ca().issue(Role::Operator, "a", &[ip(83)], ca(), Days::days(1)), "an operator's"),
     ];
     for (identity, expected) in wrong {
-        let error = a.quic.renew(&identity).unwrap_err().to_string();
+        let error = a.quic.replace_identity(&identity).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
     a.ask(&b, Channel::Peer, "x").await.unwrap();

@@ -1,0 +1,55 @@
+//! Figures as people read them.
+
+/// `1,234,567`.
+pub fn count(n: u64) -> String {
+    let digits = n.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// `3.2 GiB`, `12 MiB`, `208 KiB`.
+pub fn bytes(n: u64) -> String {
+    match n {
+        n if n >= 1 << 30 => format!("{:.1} GiB", n as f64 / f64::from(1 << 30)),
+        n if n >= 1 << 20 => format!("{:.0} MiB", n as f64 / f64::from(1 << 20)),
+        n => format!("{:.0} KiB", n as f64 / 1024.0),
+    }
+}
+
+/// `8.1 Gbit/s`, `12 Mbit/s`.
+pub fn bits(n: u64) -> String {
+    match n {
+        n if n >= 1_000_000_000 => format!("{:.1} Gbit/s", n as f64 / 1e9),
+        n if n >= 10_000_000 => format!("{:.0} Mbit/s", n as f64 / 1e6),
+        n => format!("{:.1} Mbit/s", n as f64 / 1e6),
+    }
+}
+
+/// `6379-6478`, `6379`, `80,6379-6478`.
+pub fn ranges(ranges: &[(u16, u16)]) -> String {
+    let one = |&(first, last): &(u16, u16)| match first == last {
+        true => first.to_string(),
+        false => format!("{first}-{last}"),
+    };
+    ranges.iter().map(one).collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_find_their_unit() {
+        assert_eq!([0, 999, 1000, 1_234_567].map(count), ["0", "999", "1,000", "1,234,567"]);
+        assert_eq!([212_992, 4 << 20, 3 << 29].map(bytes), ["208 KiB", "4 MiB", "1.5 GiB"]);
+        let speeds = [1_500_000, 12_000_000, 8_092_000_000].map(bits);
+        assert_eq!(speeds, ["1.5 Mbit/s", "12 Mbit/s", "8.1 Gbit/s"]);
+        assert_eq!(ranges(&[(80, 80), (6379, 6478)]), "80,6379-6478");
+    }
+}

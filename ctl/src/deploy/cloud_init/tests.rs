@@ -1,0 +1,88 @@
+use std::os::unix::fs::PermissionsExt;
+
+use super::*;
+
+fn host(text: &str) -> HostSpec {
+    text.parse().expect("a host")
+}
+
+fn common<'a>(package: Package<'a>, extra: &'a str) -> Common<'a> {
+    let seeds = ["10.0.0.1:7379", "10.0.0.2:7379"].map(|seed| seed.parse().expect("an address"));
+    Common { mesh: "prod", expect: 2, seeds: seeds.to_vec(), package, extra }
+}
+
+fn certificates() -> Certificates {
+    let pem = |what: &str| format!("-----BEGIN {what}-----\nAAAA\n-----END {what}-----\n");
+    Certificates { ca: pem("CA"), cert: pem("CERTIFICATE"), key: pem("KEY") }
+}
+
+const SUM: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+#[test]
+fn user_data_is_as_it_was_looked_at() {
+    let package = package("https://example.com/redmesh-agent.deb", Some(SUM)).expect("a package");
+    let extra = "[redis.directives]\n\nmaxmemory = \"1gb\"\n";
+    let text = render(&host("db-2=10.0.0.2"), &common(package, extra), &certificates());
+    assert_eq!(text, include_str!("../golden/cloud-init.yaml"));
+}
+
+#[test]
+fn the_script_is_one_that_a_shell_reads() {
+    let text = install(&package("/opt/redmesh-agent.deb", None).expect("a package"));
+    let checked = std::process::Command::new("sh").args(["-n", "-c", &text]).output().expect("run sh");
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+    assert!(text.contains("deb=/opt/redmesh-agent.deb\n"));
+}
+
+#[test]
+fn a_package_that_cannot_be_had_or_trusted_is_refused() {
+    for (address, sum, words) in [
+        ("http://example.com/a.deb", Some(SUM), "https://"),
+        ("https://example.com/a.deb", None, "--sha256"),
+        ("https://example.com/a.deb", Some("12"), "64 hex digits"),
+        ("/a.deb", Some(SUM), "on the image"),
+        ("https://example.com/$(id).deb", Some(SUM), "characters"),
+        ("https://example.com/a'b.deb", Some(SUM), "characters"),
+    ] {
+        let error = package(address, sum).expect_err(address).to_string();
+        assert!(error.contains(words), "{error}");
+    }
+}
+
+#[test]
+fn each_file_holds_its_own_hosts_key_alone_and_a_second_time_is_the_same() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (pki, out) = (dir.path().join("pki"), dir.path().join("out"));
+    pki::init(&pki, "prod").expect("a CA");
+    let args = CloudInitArgs {
+        hosts: ["a=10.0.0.1", "b=10.0.0.2", "c=10.0.0.3"].map(host).to_vec(),
+        mesh: "prod".to_owned(),
+        pki: pki.clone(),
+        package: "/opt/redmesh-agent.deb".to_owned(),
+        sha256: None,
+        expect: None,
+        config: None,
+        out: out.clone(),
+    };
+    let output = Output::aside();
+    run(&args, &output).expect("user data");
+    let read = |path: PathBuf| std::fs::read_to_string(path).expect("read");
+    // The base64 of a key, as one line of it.
+    let secret = |path: PathBuf| read(path).lines().nth(1).expect("a line of a key").to_owned();
+    let first: Vec<String> = ["a", "b", "c"].map(|name| read(out.join(format!("{name}.yaml")))).to_vec();
+    for (i, name) in ["a", "b", "c"].into_iter().enumerate() {
+        let key = secret(pki.join(name).join("key.pem"));
+        for (j, text) in first.iter().enumerate() {
+            assert_eq!(text.contains(&key), i == j, "the key of {name} in file {j}");
+        }
+        assert!(!first[i].contains(&secret(pki.join("ca.key"))));
+        let mode = std::fs::metadata(out.join(format!("{name}.yaml"))).expect("stat").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert!(first[i].contains("bootstrap_expect = 2"));
+    }
+    run(&args, &output).expect("user data again");
+    assert_eq!(read(out.join("b.yaml")), first[1]);
+    let moved = CloudInitArgs { hosts: vec![host("a=10.0.0.9")], ..args };
+    let error = run(&moved, &output).expect_err("another address").to_string();
+    assert!(error.contains("--renew"), "{error}");
+}
