@@ -61,8 +61,15 @@ fn metrics_are_served(ip: &str) {
     assert!(http_get(ip, "/healthz").starts_with("HTTP/1.1 200"));
     assert!(http_get(ip, "/readyz").starts_with("HTTP/1.1 200"));
     let instance = format!("redis_up{{instance_addr=\"{ip}:6382\"}} 1");
-    let expected =
-        ["redmesh_members_alive 3", "redmesh_plan_stage 4", "redis_memory_used_bytes{", instance.as_str()];
+    let expected = [
+        "redmesh_members_alive 3",
+        "redmesh_plan_stage 4",
+        "redmesh_primaries 2",
+        "redmesh_primaries_planned 2",
+        "redmesh_replicas_beside_primary 0",
+        "redis_memory_used_bytes{",
+        instance.as_str(),
+    ];
     until(&format!("/metrics to show {expected:?}"), Duration::from_secs(30), || {
         let text = http_get(ip, "/metrics");
         expected.iter().all(|line| text.contains(line)).then_some(())

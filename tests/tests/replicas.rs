@@ -57,7 +57,12 @@ fn instances(check: &Value) -> Vec<Instance> {
             follows: view["primary_id"].as_str().map(str::to_owned),
         })
     };
-    check["instances"].as_array().expect("instances").iter().map(|view| of(view).expect("an instance")).collect()
+    check["instances"]
+        .as_array()
+        .expect("instances")
+        .iter()
+        .map(|view| of(view).expect("an instance"))
+        .collect()
 }
 
 fn warnings(check: &Value) -> Vec<String> {
@@ -156,7 +161,8 @@ fn check_tells_of_a_replica_beside_its_primary() {
     mesh.ok_at(0, &["cluster", "create", "--instances-per-host", "4", "--replicas", "1"]);
     let all = instances(&check(&mesh));
     let primary = primaries(&all, 1).next().expect("a primary on host-2");
-    let stray = all.iter().find(|instance| !instance.primary && instance.host() == 1).expect("a replica there");
+    let stray =
+        all.iter().find(|instance| !instance.primary && instance.host() == 1).expect("a replica there");
     let home = all.iter().find(|instance| Some(&instance.id) == stray.follows.as_ref()).expect("its primary");
     let to = |primary: &Instance| {
         let said = mesh.redis_cli(stray.host(), stray.port, &["CLUSTER", "REPLICATE", &primary.id]);
@@ -179,7 +185,8 @@ fn check_tells_of_a_replica_beside_its_primary() {
 #[test]
 fn a_killed_primary_is_followed_by_its_replica_and_check_says_what_is_missing() {
     let mesh = MeshBuilder::new(3).ready();
-    let args = ["cluster", "create", "--instances-per-host", "3", "--replicas", "2", "--node-timeout", "2000"];
+    let args =
+        ["cluster", "create", "--instances-per-host", "3", "--replicas", "2", "--node-timeout", "2000"];
     mesh.ok_at(0, &args);
     let formed = check(&mesh);
     let all = instances(&formed);
@@ -218,7 +225,8 @@ fn a_killed_primary_is_followed_by_its_replica_and_check_says_what_is_missing() 
 #[test]
 fn a_shard_that_lost_its_last_replica_is_named() {
     let mesh = MeshBuilder::new(3).ready();
-    let args = ["cluster", "create", "--instances-per-host", "2", "--replicas", "1", "--node-timeout", "2000"];
+    let args =
+        ["cluster", "create", "--instances-per-host", "2", "--replicas", "1", "--node-timeout", "2000"];
     mesh.ok_at(0, &args);
     let all = instances(&check(&mesh));
     let killed = primaries(&all, 1).next().expect("a primary on host-2");
@@ -275,7 +283,16 @@ fn uneven_hosts_form() {
     // The same wish confirms it; another one is refused with what is there.
     let again = mesh.json_at(
         1,
-        &["cluster", "create", "--instances-per-host", "3", "--replicas", "1", "--instances", "host-4=0,host-2=5"],
+        &[
+            "cluster",
+            "create",
+            "--instances-per-host",
+            "3",
+            "--replicas",
+            "1",
+            "--instances",
+            "host-4=0,host-2=5",
+        ],
     );
     assert_eq!(again["fresh"], false);
     let other = refused(&["--instances", "host-2=4,host-4=0"]);

@@ -10,6 +10,7 @@ use redmesh_api::level::Level;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::standing;
 use crate::clock::now_unix_ms;
 use crate::cluster::{AdminPool, ClusterInfo, InfoMap};
 
@@ -131,6 +132,7 @@ pub async fn sweep(
                 gauge!(*name, "instance_addr" => addr.to_string()).set(figure(&info));
             }
         }
+        standing::set(host, plan, answers.iter().filter_map(|(_, answer)| answer.as_ref().ok()));
         for (addr, answer) in answers {
             gauge!(UP, "instance_addr" => addr.to_string()).set(if answer.is_ok() { 1.0 } else { 0.0 });
             if let Ok(info) = answer {

@@ -1,12 +1,13 @@
 //! Prometheus metrics, and the HTTP port that serves them beside `/healthz` and
 //! `/readyz`.
 //!
-//! Names live in [`own`] (the agent's) and [`instances`] (redis_exporter's, so that
-//! dashboards made for it work); nothing else in the agent spells a metric's name.
+//! Names live in [`own`] and `standing` (the agent's) and [`instances`] (redis_exporter's,
+//! so that dashboards made for it work); nothing else in the agent spells a metric's name.
 
 pub mod http;
 pub mod instances;
 pub mod own;
+mod standing;
 
 use std::time::Duration;
 
@@ -43,6 +44,7 @@ pub fn install() -> Result<Exposition, BuildError> {
     let handle = builder.install_recorder()?;
     own::describe();
     instances::describe();
+    standing::describe();
     Ok(Exposition(handle))
 }
 

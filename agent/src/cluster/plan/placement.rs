@@ -118,7 +118,8 @@ fn random_seat(shards: &[Vec<usize>], from: usize, rng: &mut impl Rng) -> Seat {
 /// Whether two members may change places without meeting their own domain.
 fn may_exchange(shards: &[Vec<usize>], ground: &Ground, a: Seat, b: Seat) -> bool {
     let domain = |seat: Seat| ground.domain(shards[seat.shard][seat.member]);
-    let meets = |at: Seat, domain: usize| shards[at.shard].iter().any(|&place| ground.domain(place) == domain);
+    let meets =
+        |at: Seat, domain: usize| shards[at.shard].iter().any(|&place| ground.domain(place) == domain);
     a.shard != b.shard && !meets(a, domain(b)) && !meets(b, domain(a))
 }
 

@@ -26,9 +26,8 @@ pub fn choose(shards: &mut [Vec<usize>], ground: &Ground) {
     for shard in shards.iter_mut() {
         let hosts: Vec<usize> = shard.iter().map(|&place| ground.host_of[place]).collect();
         let led_by = |leader, other| led.get(&(leader, other)).copied().unwrap_or(0);
-        let ahead = |host: usize| {
-            hosts.iter().map(|&other| led_by(host, other) - led_by(other, host)).sum::<i64>()
-        };
+        let ahead =
+            |host: usize| hosts.iter().map(|&other| led_by(host, other) - led_by(other, host)).sum::<i64>();
         let fuller = |&a: &usize, &b: &usize| {
             let (a, b) = (hosts[a], hosts[b]);
             let load = ((loads[a] + 1) * ground.sizes[b]).cmp(&((loads[b] + 1) * ground.sizes[a]));
@@ -41,10 +40,13 @@ pub fn choose(shards: &mut [Vec<usize>], ground: &Ground) {
     }
     // Each chain takes one primary from a host that has too many, then brings one to a
     // host that has too few: at most one per primary.
-    while let Some(chain) = chain(shards, ground, |host| loads[host] > ceil[host], |host| loads[host] < ceil[host]) {
+    while let Some(chain) =
+        chain(shards, ground, |host| loads[host] > ceil[host], |host| loads[host] < ceil[host])
+    {
         follow(&chain, shards, ground, &mut loads);
     }
-    while let Some(chain) = chain(shards, ground, |host| loads[host] > floor[host], |host| loads[host] < floor[host])
+    while let Some(chain) =
+        chain(shards, ground, |host| loads[host] > floor[host], |host| loads[host] < floor[host])
     {
         follow(&chain, shards, ground, &mut loads);
     }

@@ -83,8 +83,9 @@ fn shards(bearing: &[(&PlannedHost, u16)], replicas: u8) -> Result<(), PlanError
     large.sort_by_key(|&&(_, size)| std::cmp::Reverse(size));
     let Some((largest, _)) = large.first() else { return Ok(()) };
     let named = large.iter().take(NAMED_MAX);
-    let mut words: Vec<_> =
-        named.map(|(host, size)| format!("host {:?} bears {size} of {instances} instances", host.name)).collect();
+    let mut words: Vec<_> = named
+        .map(|(host, size)| format!("host {:?} bears {size} of {instances} instances", host.name))
+        .collect();
     if large.len() > NAMED_MAX {
         words.push(format!("{} more hosts", large.len() - NAMED_MAX));
     }

@@ -25,7 +25,7 @@ fn cluster_at(sizes: &[u16], replicas: u8, address: fn(u8) -> u8) -> Cluster {
         base_port: 7000 + 100 * at as u16,
     };
     let input = PlanInput {
-        id: PlanId::default(),
+        id: PlanId(Default::default()),
         spec: ClusterSpec {
             instances_per_host: 1,
             instances_of: sizes.iter().enumerate().map(|(at, &size)| (host(at).name, size)).collect(),
@@ -179,8 +179,19 @@ fn a_crowded_host_is_named_only_beyond_the_bound() {
     for primary in &candidates[..2] {
         assert!(said[0].contains(&it.redis_cli(*primary, "CLUSTER FAILOVER")), "{}", said[0]);
     }
-    // Whoever should lead is gone: there is nothing to run yet.
+    // Whoever should lead is gone: others may, where there is room, and then nobody.
+    let gone: Vec<u32> = candidates[..2].iter().map(|&primary| it.views[primary].host.0).collect();
     candidates[..2].iter().for_each(|&primary| it.down(primary));
+    let said = it.warnings();
+    let takers = it.all(|view| said[0].contains(&format!("-h {} -p {} ", view.addr.ip(), view.addr.port())));
+    assert!(
+        !takers.is_empty() && takers.iter().all(|&at| gone.contains(&it.views[at].host.0)),
+        "{}",
+        said[0]
+    );
+    for primary in it.primaries_on(1) {
+        it.replicas_of(primary).into_iter().for_each(|replica| it.down(replica));
+    }
     assert!(it.warnings()[0].contains("no replica that could take over is up"), "{:?}", it.warnings());
 }
 
@@ -221,15 +232,16 @@ fn a_primary_that_came_from_elsewhere_makes_way_first() {
     let primary = it.primaries_on(1)[0];
     let member = it.replicas_of(primary)[0];
     let host = it.views[member].host;
-    let stranger = it.all(|view| {
-        !view.primary && view.host == host && view.primary_id != Some(it.views[primary].node_id)
-    })[0];
+    let stranger = it
+        .all(|view| !view.primary && view.host == host && view.primary_id != Some(it.views[primary].node_id))
+        [0];
     let home = it.index_of(it.views[stranger].primary_id.expect("a replica"));
     it.replicate(stranger, primary);
     it.failover(stranger);
     let said = it.warnings();
     let words = said.iter().find(|words| words.contains("are on one host")).expect("a warning");
-    let first = it.replicas_of(stranger).into_iter().find(|&at| it.views[at].host != host).expect("elsewhere");
+    let first =
+        it.replicas_of(stranger).into_iter().find(|&at| it.views[at].host != host).expect("elsewhere");
     assert!(words.starts_with(&format!("{} and its replica {}", it.at(stranger), it.at(member))), "{words}");
     let then = it.redis_cli(stranger, &format!("CLUSTER REPLICATE {}", it.views[home].node_id));
     let order = format!("mend it with {} and then {then}", it.redis_cli(first, "CLUSTER FAILOVER"));
@@ -246,7 +258,10 @@ fn a_shard_without_replicas_says_who_is_down() {
     it.down(primary);
     let said = it.warnings();
     let words = said.iter().find(|words| words.contains("no replica left")).expect("a warning");
-    assert!(words.starts_with(&format!("{} has no replica left; not up: {dead}.", it.at(replica))), "{words}");
+    assert!(
+        words.starts_with(&format!("{} has no replica left; not up: {dead}.", it.at(replica))),
+        "{words}"
+    );
 }
 
 #[test]

@@ -47,7 +47,8 @@ fn slots_are_even(plan: &ClusterPlan) -> Result<(), String> {
     let expected: BTreeSet<u64> = (1..=slots.len() as u64).collect();
     ensure(epochs == expected, || format!("config epochs are {epochs:?}"))?;
     slots.sort();
-    let whole = slots.first().is_some_and(|s| s.first == 0) && slots.last().is_some_and(|s| s.last == SLOTS - 1);
+    let whole =
+        slots.first().is_some_and(|s| s.first == 0) && slots.last().is_some_and(|s| s.last == SLOTS - 1);
     let once = slots.windows(2).all(|w| w[0].last + 1 == w[1].first);
     ensure(whole && once, || format!("not every slot exactly once: {slots:?}"))?;
     let (least, most) = (slots.iter().map(|s| s.len()).min(), slots.iter().map(|s| s.len()).max());
@@ -128,15 +129,17 @@ fn a_good_plan_passes_and_each_broken_promise_is_found() {
         let follows = |i: &PlannedInstance| i.role == PlannedRole::Replica { primary: primary as u32 };
         let far = index_of(plan, follows);
         let host = plan.instances[primary].host;
-        let near =
-            index_of(plan, |i| i.host == host && matches!(i.role, PlannedRole::Replica { .. }) && !follows(i));
+        let near = index_of(plan, |i| {
+            i.host == host && matches!(i.role, PlannedRole::Replica { .. }) && !follows(i)
+        });
         let (a, b) = (plan.instances[far].clone(), plan.instances[near].clone());
         (plan.instances[far].role, plan.instances[far].shard_id) = (b.role, b.shard_id);
         (plan.instances[near].role, plan.instances[near].shard_id) = (a.role, a.shard_id);
     });
     broken("primaries and is due", |plan| {
         for at in 0..plan.instances.len() {
-            if plan.instances[at].host == 0 && matches!(plan.instances[at].role, PlannedRole::Replica { .. }) {
+            if plan.instances[at].host == 0 && matches!(plan.instances[at].role, PlannedRole::Replica { .. })
+            {
                 swap_roles(plan, at);
             }
         }
@@ -154,7 +157,8 @@ fn a_good_plan_passes_and_each_broken_promise_is_found() {
         // A replica moves to another shard with none of its host.
         let at = index_of(plan, |i| matches!(i.role, PlannedRole::Replica { .. }));
         let host = plan.instances[at].host;
-        let shards: BTreeSet<_> = plan.instances.iter().filter(|i| i.host == host).map(|i| i.shard_id).collect();
+        let shards: BTreeSet<_> =
+            plan.instances.iter().filter(|i| i.host == host).map(|i| i.shard_id).collect();
         let to = index_of(plan, |i| {
             matches!(i.role, PlannedRole::Primary { .. }) && !shards.contains(&i.shard_id)
         });

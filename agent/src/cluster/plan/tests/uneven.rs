@@ -220,7 +220,10 @@ fn refusals_name_the_host_and_the_remedy() {
         assert!(large.contains(part), "{part:?} in {large}");
     }
     let two = words(&[100, 90, 10, 10], 2);
-    assert!(two.contains("host-1") && two.contains("host-2") && two.contains("for the copies of 20"), "{two}");
+    assert!(
+        two.contains("host-1") && two.contains("host-2") && two.contains("for the copies of 20"),
+        "{two}"
+    );
     assert!(words(&[5, 1001], 0).contains("1001 instances on host \"host-2\""));
     assert!(words(&[0, 0, 0], 0).contains("every host is left out"));
     assert!(words(&[9, 0, 0], 1).contains("1 bear instances"));
