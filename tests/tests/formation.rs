@@ -50,8 +50,15 @@ fn metrics_are_served(ip: &str) {
     let get = |path| http::get(&format!("{ip}:7380"), path);
     assert!(get("/healthz").is_some() && get("/readyz").is_some());
     let instance = format!("redis_up{{instance_addr=\"{ip}:6382\"}} 1");
-    let expected =
-        ["redmesh_members_alive 3", "redmesh_plan_stage 4", "redis_memory_used_bytes{", instance.as_str()];
+    let expected = [
+        "redmesh_members_alive 3",
+        "redmesh_plan_stage 4",
+        "redmesh_primaries 2",
+        "redmesh_primaries_planned 2",
+        "redmesh_replicas_beside_primary 0",
+        "redis_memory_used_bytes{",
+        instance.as_str(),
+    ];
     until(&format!("/metrics to show {expected:?}"), Duration::from_secs(30), || {
         let text = get("/metrics")?;
         expected.iter().all(|line| text.contains(line)).then_some(())

@@ -19,6 +19,7 @@ use redmesh_api::level::BUS_PORT_OFFSET;
 use redmesh_api::limits::THREADS_PER_HOST_MAX;
 
 pub use raw::Overrides;
+use raw::{AUTO, AtOnce};
 
 /// Shortest and longest gossip interval that make sense, milliseconds: below, the
 /// gossip itself is the load; above, a dead host goes unnoticed for a minute.
@@ -305,13 +306,16 @@ fn validate_redis(raw: raw::Redis, mesh_ip: IpAddr) -> Result<RedisConfig, Confi
             ),
         ));
     }
-    if raw.release_at_once == Some(0) {
-        return Err(invalid(
-            "redis.release_at_once",
-            0,
-            "must be at least 1; leave it out for one for each core",
-        ));
-    }
+    let release_at_once = match raw.release_at_once {
+        AtOnce::Number(number @ 1..) => Some(usize::from(number)),
+        AtOnce::Word(word) if word == AUTO => None,
+        AtOnce::Number(_) => {
+            return Err(invalid("redis.release_at_once", 0, "must be at least 1, or \"auto\""));
+        }
+        AtOnce::Word(word) => {
+            return Err(invalid("redis.release_at_once", word, "must be a number, or \"auto\""));
+        }
+    };
     let mut directives = BTreeMap::new();
     for (name, value) in raw.directives {
         let arguments = value.arguments().map_err(|reason| ConfigError::Invalid {
@@ -340,7 +344,7 @@ fn validate_redis(raw: raw::Redis, mesh_ip: IpAddr) -> Result<RedisConfig, Confi
         data_dir: absolute("redis.data_dir", raw.data_dir)?,
         ip,
         base_port: raw.base_port,
-        release_at_once: raw.release_at_once.map(usize::from),
+        release_at_once,
         malloc_conf: Some(raw.malloc_conf).filter(|conf| !conf.is_empty()),
         on_agent_exit: raw.on_agent_exit,
         auth: raw.auth,

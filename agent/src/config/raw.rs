@@ -105,7 +105,7 @@ pub(super) struct Redis {
     pub data_dir: PathBuf,
     pub ip: Option<IpAddr>,
     pub base_port: u16,
-    pub release_at_once: Option<u16>,
+    pub release_at_once: AtOnce,
     pub malloc_conf: String,
     pub on_agent_exit: OnAgentExit,
     pub auth: RedisAuth,
@@ -119,13 +119,24 @@ impl Default for Redis {
             data_dir: "/var/lib/redmesh/redis_cluster".into(),
             ip: None,
             base_port: 6379,
-            release_at_once: None,
+            release_at_once: AtOnce::Word(AUTO.to_owned()),
             malloc_conf: MALLOC_CONF_DEFAULT.to_owned(),
             on_agent_exit: OnAgentExit::Leave,
             auth: RedisAuth::Off,
             directives: BTreeMap::new(),
         }
     }
+}
+
+/// What [`AtOnce`] says where the machine is to decide.
+pub(super) const AUTO: &str = "auto";
+
+/// A number, or [`AUTO`].
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(super) enum AtOnce {
+    Number(u16),
+    Word(String),
 }
 
 /// A directive's value: one line of `redis.conf`, or several of the same name.

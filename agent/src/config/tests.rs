@@ -128,6 +128,18 @@ fn directives_values_stay_out_of_errors_and_logs() {
 }
 
 #[test]
+fn how_many_are_released_at_once_is_a_number_or_left_to_the_machine() {
+    let of = |set: &[&str]| load(MINIMAL, &[], set).map(|config| config.redis.release_at_once);
+    assert_eq!(of(&[]).unwrap(), None);
+    assert_eq!(of(&["redis.release_at_once=auto"]).unwrap(), None);
+    assert_eq!(of(&["redis.release_at_once=3"]).unwrap(), Some(3));
+    for (set, shown) in [("0", "redis.release_at_once = 0"), ("few", "redis.release_at_once = \"few\"")] {
+        let error = of(&[&format!("redis.release_at_once={set}")]).expect_err(set);
+        assert!(error.contains(shown) && error.contains("auto"), "{error}");
+    }
+}
+
+#[test]
 fn allocator_options_can_be_set_and_taken_away() {
     let of = |set: &[&str]| load(MINIMAL, &[], set).map(|config| config.redis.malloc_conf);
     assert_eq!(of(&[]).unwrap().as_deref(), Some(MALLOC_CONF_DEFAULT));

@@ -21,7 +21,8 @@ pub fn host_by_name(hosts: &Hosts, name: &str) -> Result<HostId, Refused> {
         let reason = format!("host {name:?} is not heard of: is its agent running?");
         return Err((RefusalKind::Conflict, reason));
     }
-    let known: Vec<_> = hosts.values().map(|host| host.name()).collect();
+    let mut known: Vec<_> = hosts.values().map(|host| host.name()).collect();
+    known.sort_by_cached_key(|name| super::natural(name));
     Err((RefusalKind::NotFound, format!("there is no host {name:?}; known are {}", known.join(", "))))
 }
 

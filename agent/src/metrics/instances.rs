@@ -10,6 +10,7 @@ use redmesh_api::level::Level;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::standing;
 use crate::clock::now_unix_ms;
 use crate::cluster::{AdminPool, ClusterInfo, InfoMap};
 
@@ -83,7 +84,6 @@ const CLUSTER_GAUGES: &[(&str, ClusterFigure, &str)] = &[
     ("redis_cluster_current_epoch", |info| info.current_epoch as f64, "Epoch of the cluster"),
     ("redis_cluster_my_epoch", |info| info.my_epoch as f64, "Config epoch of the instance or of its primary"),
 ];
-const BESIDE_PRIMARY: &str = "redmesh_replicas_beside_primary";
 const CALLS: &str = "redis_commands_total";
 
 pub(super) fn describe() {
@@ -91,11 +91,6 @@ pub(super) fn describe() {
     describe_gauge!(DB_KEYS, Unit::Count, "Keys of a database");
     describe_gauge!(CPU_SYS, Unit::Seconds, "CPU used in the kernel");
     describe_gauge!(CPU_USER, Unit::Seconds, "CPU used in user space");
-    describe_gauge!(
-        BESIDE_PRIMARY,
-        Unit::Count,
-        "Replicas of this host whose primary is on this host too: one loss takes both"
-    );
     describe_counter!(CALLS, Unit::Count, "Calls of a command");
     describe_gauge!(INFO, Unit::Count, "1, labelled with what the instance is");
     describe_gauge!(START, Unit::Seconds, "When the server started, Unix time");
@@ -137,9 +132,7 @@ pub async fn sweep(
                 gauge!(*name, "instance_addr" => addr.to_string()).set(figure(&info));
             }
         }
-        let infos = answers.iter().filter_map(|(addr, answer)| Some((addr, answer.as_ref().ok()?)));
-        let beside = infos.filter(|(addr, info)| is_beside_primary(**addr, info)).count();
-        gauge!(BESIDE_PRIMARY).set(beside as f64);
+        standing::set(host, plan, answers.iter().filter_map(|(_, answer)| answer.as_ref().ok()));
         for (addr, answer) in answers {
             gauge!(UP, "instance_addr" => addr.to_string()).set(if answer.is_ok() { 1.0 } else { 0.0 });
             if let Ok(info) = answer {
@@ -147,12 +140,6 @@ pub async fn sweep(
             }
         }
     }
-}
-
-/// Whether it is a replica of a primary at the same address, and so on the same host.
-fn is_beside_primary(addr: SocketAddr, info: &InfoMap) -> bool {
-    let primary = info.get("master_host").and_then(|host| host.parse::<std::net::IpAddr>().ok());
-    info.get("role") == Some("slave") && primary == Some(addr.ip())
 }
 
 fn set(addr: SocketAddr, info: &InfoMap) {

@@ -1,13 +1,15 @@
 //! Prometheus metrics, and the HTTP port that serves them beside `/healthz` and
 //! `/readyz`.
 //!
-//! Names live in [`own`] and [`machine`] (the agent's) and [`instances`] (redis_exporter's, so that
-//! dashboards made for it work); nothing else in the agent spells a metric's name.
+//! Names live in [`own`], [`machine`] and `standing` (the agent's) and [`instances`]
+//! (redis_exporter's, so that dashboards made for it work); nothing else in the agent spells a
+//! metric's name.
 
 pub mod http;
 pub mod instances;
 pub mod machine;
 pub mod own;
+mod standing;
 
 use std::time::Duration;
 
@@ -45,6 +47,7 @@ pub fn install() -> Result<Exposition, BuildError> {
     own::describe();
     instances::describe();
     machine::describe();
+    standing::describe();
     Ok(Exposition(handle))
 }
 

@@ -16,8 +16,9 @@ use rustix::process::Signal;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
+use super::cause::{self, OomKills};
 use super::instance::{Effect, Event, Instance};
-use super::layout::Layout;
+use super::layout::{self, Layout};
 use super::process::{self, Found, Process};
 use super::starter::{self, Started, Starter};
 use super::{
@@ -36,8 +37,9 @@ const BUS_POLL: Duration = Duration::from_millis(3);
 /// How long after SIGKILL a process may take to be gone.
 const KILL_WAIT: Duration = Duration::from_secs(5);
 
-/// Longest sleep of the task.
-const IDLE: Duration = Duration::from_secs(60);
+/// Between two looks at how many processes the kernel has killed for want of memory; also
+/// the longest sleep of the task.
+const OOM_LOOK_EVERY: Duration = Duration::from_secs(10);
 
 /// One instance and what is held for it.
 struct Entry {
@@ -91,6 +93,8 @@ pub(super) struct Actor {
     queue: VecDeque<SocketAddr>,
     starts_max: usize,
     release_max: usize,
+    oom_kills: Arc<OomKills>,
+    oom_look_at: Instant,
     /// Starts: waited for at the end.
     starts: JoinSet<Report>,
     /// Watches and questions: dropped at the end.
@@ -109,6 +113,8 @@ impl Actor {
                 options.server.clone(),
                 options.malloc_conf.clone(),
             )),
+            oom_kills: Arc::default(),
+            oom_look_at: Instant::now(),
             options,
             publish,
             entries: BTreeMap::new(),
@@ -181,7 +187,7 @@ impl Actor {
 
     /// When something is to be done without an event.
     fn due(&self) -> Instant {
-        let idle = Instant::now() + IDLE;
+        let idle = self.oom_look_at;
         let instances = self.entries.values().filter_map(|entry| entry.instance.due());
         let poll = self.awaits_bus().then_some(self.poll_at);
         let gone = self.stop.as_ref().map(|stop| stop.kill_at + KILL_WAIT);
@@ -292,6 +298,11 @@ impl Actor {
 
     fn on_tick(&mut self) {
         let now = Instant::now();
+        if now >= self.oom_look_at {
+            self.oom_look_at = now + OOM_LOOK_EVERY;
+            // For the count as it was before whatever ends next.
+            self.oom_kills.lately();
+        }
         let due = |entry: &Entry| entry.instance.due().is_some_and(|due| due <= now);
         let addrs: Vec<SocketAddr> =
             self.entries.iter().filter(|(_, entry)| due(entry)).map(|(addr, _)| *addr).collect();
@@ -346,14 +357,17 @@ impl Actor {
         entry.process = Some(process.clone());
         let log_from = entry.log_from;
         let layout = Layout::new(&self.options.data_dir, addr.port());
+        let oom_kills = Arc::clone(&self.oom_kills);
         self.watches.spawn(async move {
             let status = process.ended().await;
-            let words = tokio::task::spawn_blocking(move || layout.last_words(log_from)).await;
-            Report::Process {
-                addr,
-                pid: process.pid(),
-                event: Event::Exited { status, log_tail: words.unwrap_or_default() },
-            }
+            let said = status.clone();
+            let look = move || {
+                let free = layout::free_bytes(layout.dir());
+                (cause::explain(said, oom_kills.lately(), free), layout.last_words(log_from))
+            };
+            let looked = tokio::task::spawn_blocking(look).await;
+            let (status, log_tail) = looked.unwrap_or_else(|_| (status, String::new()));
+            Report::Process { addr, pid: process.pid(), event: Event::Exited { status, log_tail } }
         });
     }
 

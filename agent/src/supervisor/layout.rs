@@ -167,7 +167,7 @@ impl Layout {
         match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => LayoutError::NoSpace {
                 dir: self.dir.clone(),
-                free: free_bytes(&self.dir),
+                free: free_bytes(&self.dir).unwrap_or(0),
                 quota: source.kind() == io::ErrorKind::QuotaExceeded,
             },
             _ => LayoutError::Io { path: path.to_owned(), source },
@@ -191,10 +191,10 @@ impl Layout {
 }
 
 /// Bytes that the agent's user may still write on the file system of `dir`, or of the
-/// nearest directory above that exists; 0 if that can't be told.
-fn free_bytes(dir: &Path) -> u64 {
-    let stat = dir.ancestors().find_map(|dir| rustix::fs::statvfs(dir).ok());
-    stat.map_or(0, |stat| stat.f_bavail.saturating_mul(stat.f_frsize))
+/// nearest directory above that exists; `None` if that can't be told.
+pub(super) fn free_bytes(dir: &Path) -> Option<u64> {
+    let stat = dir.ancestors().find_map(|dir| rustix::fs::statvfs(dir).ok())?;
+    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 /// The last lines of a file from `from` on; none if it can't be read.

@@ -9,6 +9,7 @@
 //! a plan's id.
 
 mod actor;
+mod cause;
 mod ending;
 mod instance;
 mod layout;

@@ -54,6 +54,8 @@ struct Machine<'a> {
 struct Standing<'a> {
     plan: &'a ClusterPlan,
     planned: BTreeMap<NodeId, &'a PlannedInstance>,
+    /// In the order of addresses.
+    all: &'a [InstanceView],
     views: BTreeMap<NodeId, &'a InstanceView>,
     machines: BTreeMap<IpAddr, Machine<'a>>,
     /// Members of each shard by plan.
@@ -117,6 +119,7 @@ impl<'a> Standing<'a> {
         Self {
             plan,
             planned: plan.instances.iter().map(|instance| (instance.node_id, instance)).collect(),
+            all: views,
             views: views.iter().map(|view| (view.node_id, view)).collect(),
             machines,
             members,
@@ -135,10 +138,6 @@ impl<'a> Standing<'a> {
             Some(planned) => format!("{} ({})", view.addr, self.plan.host_of(planned).name),
             None => view.addr.to_string(),
         }
-    }
-
-    fn now(&self) -> impl Iterator<Item = &'a InstanceView> {
-        self.views.values().copied()
     }
 
     /// Who now serves the slots of the shard that the plan puts `view` into.
@@ -184,25 +183,33 @@ impl<'a> Standing<'a> {
 
     /// How `surplus` primaries leave the machine at `address`.
     fn relieved(&self, address: IpAddr, surplus: usize) -> String {
-        let mut by_leader: BTreeMap<NodeId, (bool, &InstanceView)> = BTreeMap::new();
-        for view in self.now().filter(|view| view.up && !view.primary && view.addr.ip() != address) {
+        // One for each primary there.
+        let mut takers: BTreeMap<NodeId, (bool, &InstanceView)> = BTreeMap::new();
+        for view in self.all.iter().filter(|view| view.up && !view.primary && view.addr.ip() != address) {
             let leader = view.primary_id.and_then(|id| self.views.get(&id));
             let Some(leader) = leader.filter(|leader| leads(leader) && leader.addr.ip() == address) else {
                 continue;
             };
-            // One that leads by plan first, then one whose machine has fewer than planned.
             let by_plan = self
                 .planned
                 .get(&view.node_id)
                 .is_some_and(|planned| matches!(planned.role, PlannedRole::Primary { .. }));
-            let room = self.machines.get(&view.addr.ip()).is_some_and(|there| there.now < there.planned);
-            let best = by_leader.get(&leader.node_id).is_none_or(|&(known, _)| by_plan && !known);
-            if (by_plan || room) && best {
-                by_leader.insert(leader.node_id, (by_plan, view));
+            if takers.get(&leader.node_id).is_none_or(|&(known, _)| by_plan && !known) {
+                takers.insert(leader.node_id, (by_plan, view));
             }
         }
-        let mut takers: Vec<_> = by_leader.into_values().collect();
+        // Those that lead by plan first; others only where their machine has room.
+        let mut takers: Vec<_> = takers.into_values().collect();
         takers.sort_by_key(|&(by_plan, view)| (!by_plan, view.addr));
+        let mut given: BTreeMap<IpAddr, usize> = BTreeMap::new();
+        takers.retain(|&(by_plan, view)| {
+            let given = given.entry(view.addr.ip()).or_default();
+            let room =
+                self.machines.get(&view.addr.ip()).is_some_and(|there| there.now + *given < there.planned);
+            let takes = by_plan || room;
+            *given += usize::from(takes);
+            takes
+        });
         let commands: Vec<_> = takers.iter().take(surplus).map(|&(_, view)| failover(view)).collect();
         if commands.is_empty() {
             return "no replica that could take over is up on a host with room for it; once there is, CLUSTER \
@@ -215,7 +222,7 @@ impl<'a> Standing<'a> {
     /// Replicas on their primary's machine.
     fn beside(&self) -> Vec<String> {
         let (mut said, mut by_plan) = (Vec::new(), Vec::new());
-        for replica in self.now().filter(|view| view.up && !view.primary) {
+        for replica in self.all.iter().filter(|view| view.up && !view.primary) {
             let primary = replica.primary_id.and_then(|id| self.views.get(&id).copied());
             let Some(primary) =
                 primary.filter(|primary| leads(primary) && primary.addr.ip() == replica.addr.ip())
@@ -251,7 +258,7 @@ impl<'a> Standing<'a> {
             return format!("mend it with {}, as the plan has it", replicate(replica, home));
         }
         // The primary is the stranger: another replica has to lead first.
-        let other = self.now().find(|view| follows(view, primary.node_id) && elsewhere(view));
+        let other = self.all.iter().find(|view| follows(view, primary.node_id) && elsewhere(view));
         let back =
             self.leader_at_home(primary).filter(|home| home.node_id != primary.node_id && elsewhere(home));
         match (other, back) {
@@ -269,7 +276,7 @@ impl<'a> Standing<'a> {
     fn alone(&self) -> Vec<String> {
         let mut shards: BTreeMap<NodeId, NodeId> = BTreeMap::new();
         shards.extend(self.leaders.iter().map(|(&shard, leader)| (leader.node_id, shard)));
-        let alone = self.now().filter(|view| leads(view) && !self.followed.contains(&view.node_id));
+        let alone = self.all.iter().filter(|view| leads(view) && !self.followed.contains(&view.node_id));
         alone
             .map(|primary| {
                 format!(

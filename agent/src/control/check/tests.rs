@@ -180,8 +180,19 @@ fn a_crowded_host_is_named_only_beyond_the_bound() {
     for primary in &candidates[..2] {
         assert!(said[0].contains(&it.redis_cli(*primary, "CLUSTER FAILOVER")), "{}", said[0]);
     }
-    // Whoever should lead is gone: there is nothing to run yet.
+    // Whoever should lead is gone: others may, where there is room, and then nobody.
+    let gone: Vec<u32> = candidates[..2].iter().map(|&primary| it.views[primary].host.0).collect();
     candidates[..2].iter().for_each(|&primary| it.down(primary));
+    let said = it.warnings();
+    let takers = it.all(|view| said[0].contains(&format!("-h {} -p {} ", view.addr.ip(), view.addr.port())));
+    assert!(
+        !takers.is_empty() && takers.iter().all(|&at| gone.contains(&it.views[at].host.0)),
+        "{}",
+        said[0]
+    );
+    for primary in it.primaries_on(1) {
+        it.replicas_of(primary).into_iter().for_each(|replica| it.down(replica));
+    }
     assert!(it.warnings()[0].contains("no replica that could take over is up"), "{:?}", it.warnings());
 }
 
