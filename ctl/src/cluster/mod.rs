@@ -124,7 +124,6 @@ impl CreateArgs {
                 node_timeout_ms: self.node_timeout,
                 servers: if self.existing { Servers::Existing } else { Servers::Supervised },
                 formation: self.formation.map(Formation::from),
-                ..ClusterSpec::default()
             },
             force: self.force,
             deadline: self.deadline,
