@@ -6,8 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use redmesh_api::ids::HostId;
-use redmesh_api::ids::NodeId;
+use redmesh_api::ids::{HostId, NodeId};
 use redmesh_api::level::{ClusterPlan, Formation, Level, PlanStage, PlannedInstance, Servers};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
