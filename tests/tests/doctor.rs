@@ -65,6 +65,7 @@ fn sound_hosts_pass_and_a_lost_one_is_missed() {
         "overcommit-memory",
         "transparent-huge-pages",
         "somaxconn",
+        "tcp-memory",
         "udp-buffers",
         "clock-skew",
         "node-timeout",

@@ -53,9 +53,15 @@ fn a_server_killed_an_agent_killed_and_slots_migrated_and_the_ledger_closes() {
 
     let id = |host: usize, port| mesh.redis_cli(host, port, &["CLUSTER", "MYID"]);
     let (from, to) = (id(coordinator, 6379), id(killed_agent, 6379));
-    let moving = reshard(&mesh, &from, &to, "20");
-    let moved = moving.wait_with_output().expect("redis-cli ends");
-    assert!(moved.status.success(), "{}", String::from_utf8_lossy(&moved.stdout));
+    // Again until some write was redirected: twenty slots may move between two writes to them,
+    // and the kill below makes every thread look up the slots anew.
+    until("a write to be redirected", LONG, || {
+        let moving = reshard(&mesh, &from, &to, "20");
+        let moved = moving.wait_with_output().expect("redis-cli ends");
+        assert!(moved.status.success(), "{}", String::from_utf8_lossy(&moved.stdout));
+        let run = mesh.try_json_at(coordinator, &["run", "show"])?;
+        (count(&run["run"]["moved"]) > 0).then_some(())
+    });
 
     let victim = mesh.servers_of(coordinator).pop().expect("a server");
     process::send(&victim, Signal::KILL);

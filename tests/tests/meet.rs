@@ -180,7 +180,7 @@ fn coordinator_agents_and_servers_are_killed_in_every_stage_and_the_cluster_form
         "--node-timeout",
         "2000",
     ];
-    mesh.ok_at(0, &[&create[..], &["--no-wait"]].concat());
+    mesh.ok_at(0, &[&create[..], &["--no-wait", "--force", "ports"]].concat());
     until("the other servers to run", SOON, || (mesh.servers().len() == 5).then_some(()));
     await_stage(&mesh, 0, "prepare", || ());
     kill_everything_once(&mut mesh);

@@ -34,3 +34,16 @@ pub fn error_chain(error: &dyn std::error::Error) -> String {
     }
     words
 }
+
+/// A number as people read it: `1234567` is `1,234,567`.
+pub fn thousands(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}

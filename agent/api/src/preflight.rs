@@ -43,6 +43,8 @@ pub enum Check {
     TransparentHugePages,
     /// `net.core.somaxconn`.
     Somaxconn,
+    /// `net.ipv4.tcp_mem` beside what the instances send each other at once when released.
+    TcpMemory,
     /// Buffers of the agents' UDP socket.
     UdpBuffers,
     /// Clocks of the hosts beside each other.
@@ -55,7 +57,7 @@ pub enum Check {
 
 impl Check {
     /// All of them, in order.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Hosts,
         Self::AgentVersions,
         Self::Server,
@@ -70,6 +72,7 @@ impl Check {
         Self::OvercommitMemory,
         Self::TransparentHugePages,
         Self::Somaxconn,
+        Self::TcpMemory,
         Self::UdpBuffers,
         Self::ClockSkew,
         Self::NodeTimeout,
@@ -93,6 +96,7 @@ impl Check {
             Self::OvercommitMemory => "overcommit-memory",
             Self::TransparentHugePages => "transparent-huge-pages",
             Self::Somaxconn => "somaxconn",
+            Self::TcpMemory => "tcp-memory",
             Self::UdpBuffers => "udp-buffers",
             Self::ClockSkew => "clock-skew",
             Self::NodeTimeout => "node-timeout",

@@ -1,6 +1,6 @@
 //! The Redis Cluster as data: its layout, its files, and what its instances say.
 //!
-//! Everything but [`admin`] and [`line`] is pure: plans take their randomness as an argument,
+//! Everything but [`admin`] and [`mod@line`] is pure: plans take their randomness as an argument,
 //! renderers return text, parsers take text of any origin and return errors, never
 //! panics. Nothing here starts, stops or signals a process; that is the supervisor's,
 //! and neither imports the other.

@@ -101,15 +101,17 @@ impl Control {
             return refused(kind, reason);
         }
         hosts.sort_by_cached_key(|host| super::natural(&host.name));
+        // The survey first: of servers that run already it knows more than that their ports
+        // are silent.
+        let surveyed = match surveying::survey(&self.census, &*self.transport, &spec, &hosts).await {
+            Ok(surveyed) => surveyed,
+            Err((kind, reason)) => return refused(kind, reason),
+        };
         let report = self.examine(level, &spec).await;
         let suited_ms = report.node_timeout_ms;
         let warnings = match doctor::pass(report, &force) {
             Ok(warnings) => warnings,
             Err(reason) => return refused(RefusalKind::Preflight, reason),
-        };
-        let surveyed = match surveying::survey(&self.census, &*self.transport, &spec, &hosts).await {
-            Ok(surveyed) => surveyed,
-            Err((kind, reason)) => return refused(kind, reason),
         };
         let node_timeout_ms = spec.node_timeout_ms.or(surveyed.node_timeout_ms);
         let input = PlanInput {

@@ -336,8 +336,9 @@ impl Hands {
         match self.orders.commit(command).await {
             Ok(Applied::Done) => {
                 info!(?step, "step taken");
-                if let Step::AdvancePlan { .. } = step {
-                    log_phase(&self.census.level());
+                if let Step::AdvancePlan { .. } | Step::NameNodes { .. } = step {
+                    // What was committed: this host's own level may be a moment behind.
+                    log_phase(&self.consensus.level().borrow());
                 }
             }
             Ok(Applied::Unchanged) => debug!(?step, "step was taken before"),

@@ -6,8 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use redmesh_api::ids::HostId;
-use redmesh_api::ids::NodeId;
+use redmesh_api::ids::{HostId, NodeId};
 use redmesh_api::level::{ClusterPlan, Formation, Level, PlanStage, PlannedInstance, Servers};
 use redmesh_api::secret::RedisSecret;
 use tokio::sync::watch;
@@ -17,6 +16,7 @@ use tracing::{debug, warn};
 use super::joining::Joining;
 use super::shares::Shares;
 use super::views::Views;
+use crate::cluster::redis_conf::LARGE_FROM;
 use crate::cluster::{
     DirectiveError, NodesConfError, RedisConf, ServerVersion, VersionError, clients_needed, render_nodes_conf,
 };
@@ -114,7 +114,7 @@ pub fn wanted(
             restart_pause: restart_pause(plan, instance),
         });
     }
-    Ok(WantedLevel { plan: plan.id, instances })
+    Ok(WantedLevel { plan: plan.id, paced: plan.instances.len() >= LARGE_FROM, instances })
 }
 
 /// What goes into the `redis.conf` of one of this host's instances.

@@ -40,6 +40,9 @@ pub struct Readings {
     pub tasks_left: Option<u64>,
     /// `net.core.somaxconn`.
     pub somaxconn: Option<u64>,
+    /// Memory of all TCP buffers, bytes, from which on the kernel is sparing with it: the
+    /// middle of `net.ipv4.tcp_mem`.
+    pub tcp_pressure: Option<u64>,
     /// `vm.overcommit_memory`.
     pub overcommit: Option<u64>,
     /// Chosen of `transparent_hugepage/enabled`.
@@ -148,6 +151,10 @@ fn read_host(ip: IpAddr, data_dir: &Path) -> Readings {
         ),
         tasks_left: tasks_left(&own_groups),
         somaxconn: sysctl("net/core/somaxconn").as_deref().and_then(texts::number),
+        tcp_pressure: sysctl("net/ipv4/tcp_mem")
+            .as_deref()
+            .and_then(texts::tcp_pressure_pages)
+            .map(|pages| pages.saturating_mul(rustix::param::page_size() as u64)),
         overcommit: sysctl("vm/overcommit_memory").as_deref().and_then(texts::number),
         huge_pages: text("/sys/kernel/mm/transparent_hugepage/enabled").as_deref().and_then(texts::chosen),
         ephemeral: sysctl("net/ipv4/ip_local_port_range").as_deref().and_then(texts::port_range),
@@ -232,6 +239,7 @@ pub fn roomy(machine: &str) -> Readings {
         threads_max: Some(4_194_304),
         tasks_left: None,
         somaxconn: Some(4096),
+        tcp_pressure: Some(64 * GIB),
         overcommit: Some(1),
         huge_pages: Some("madvise".to_owned()),
         ephemeral: Some((32_768, 60_999)),

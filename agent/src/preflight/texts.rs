@@ -18,6 +18,11 @@ pub fn port_range(text: &str) -> Option<(u16, u16)> {
     }
 }
 
+/// The middle one of `net.ipv4.tcp_mem`, pages.
+pub fn tcp_pressure_pages(text: &str) -> Option<u64> {
+    text.split_whitespace().nth(1)?.parse().ok()
+}
+
 /// `net.ipv4.ip_local_reserved_ports`: `8080,9000-9010`.
 pub fn reserved_ports(text: &str) -> Vec<(u16, u16)> {
     let range = |part: &str| {

@@ -1,17 +1,6 @@
 //! Figures as people read them.
 
-/// `1,234,567`.
-pub fn count(n: u64) -> String {
-    let digits = n.to_string();
-    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
+pub use redmesh_api::thousands as count;
 
 /// `3.2 GiB`, `12 MiB`, `208 KiB`.
 pub fn bytes(n: u64) -> String {

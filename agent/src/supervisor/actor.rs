@@ -93,6 +93,7 @@ pub(super) struct Actor {
     queue: VecDeque<SocketAddr>,
     starts_max: usize,
     release_max: usize,
+    paced: bool,
     oom_kills: Arc<OomKills>,
     oom_look_at: Instant,
     /// Starts: waited for at the end.
@@ -113,6 +114,7 @@ impl Actor {
                 options.server.clone(),
                 options.malloc_conf.clone(),
             )),
+            paced: false,
             oom_kills: Arc::default(),
             oom_look_at: Instant::now(),
             options,
@@ -216,6 +218,7 @@ impl Actor {
     }
 
     fn set_wanted(&mut self, level: &WantedLevel) {
+        self.paced = level.paced;
         let wanted: HashSet<SocketAddr> = level.instances.iter().map(|wanted| wanted.addr).collect();
         let dropped: Vec<SocketAddr> = self.entries.keys().filter(|a| !wanted.contains(a)).copied().collect();
         for addr in dropped {
@@ -472,14 +475,14 @@ impl Actor {
         }
     }
 
-    /// Releases as many held servers as there is room for: each is let in by its answer to
-    /// a probe before another follows. A host's servers that all begin at once send their
-    /// first messages to everybody before anybody reads, and the kernel has to keep them.
+    /// Releases as many held servers as there is room for. In a paced level one has to answer
+    /// before another follows: servers that all begin at once send their first messages to
+    /// everybody before anybody reads, and the kernel has to keep them.
     fn release_due(&mut self) {
         let now = Instant::now();
-        let settling = self.entries.values().filter(|entry| entry.instance.settling(now)).count();
+        let settling = || self.entries.values().filter(|entry| entry.instance.settling(now)).count();
         let waiting = self.entries.iter().filter(|(_, entry)| entry.instance.awaits_release());
-        let room = self.release_max.saturating_sub(settling);
+        let room = if self.paced { self.release_max.saturating_sub(settling()) } else { usize::MAX };
         let admitted: Vec<SocketAddr> = waiting.map(|(addr, _)| *addr).take(room).collect();
         for addr in admitted {
             self.step(addr, Event::Admitted);

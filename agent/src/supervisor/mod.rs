@@ -69,8 +69,8 @@ pub struct SupervisorOptions {
     pub malloc_conf: Option<String>,
     /// What servers want to be told before PING and INFO, if anything.
     pub login: Option<Login>,
-    /// Held servers that are released at a time, the next when one answers; `None` is one
-    /// for each core.
+    /// Held servers that a paced level releases at a time, the next when one answers; `None`
+    /// is one for each core.
     pub release_at_once: Option<usize>,
     /// What becomes of the servers at the end.
     pub on_exit: OnExit,
@@ -95,6 +95,9 @@ impl fmt::Debug for SupervisorOptions {
 pub struct WantedLevel {
     /// The plan under which directories are made and seeded.
     pub plan: PlanId,
+    /// Whether held servers are released a few at a time (see
+    /// [`SupervisorOptions::release_at_once`]) or all at once.
+    pub paced: bool,
     /// All instances.
     pub instances: Vec<WantedInstance>,
 }

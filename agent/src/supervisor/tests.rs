@@ -94,7 +94,11 @@ impl Bench {
     }
 
     fn level(&self, count: u16, run: Run) -> WantedLevel {
-        WantedLevel { plan: self.plan, instances: (0..count).map(|nth| self.wanted(nth, run)).collect() }
+        WantedLevel {
+            plan: self.plan,
+            paced: true,
+            instances: (0..count).map(|nth| self.wanted(nth, run)).collect(),
+        }
     }
 }
 

@@ -22,7 +22,7 @@ impl FormatTime for SimTime {
     }
 }
 
-/// Logs to stderr what [`VARIABLE`] asks for.
+/// Logs to stderr what `VARIABLE` asks for.
 pub fn start() {
     let Ok(filter) = EnvFilter::try_from_env(VARIABLE) else { return };
     let format = tracing_subscriber::fmt().with_env_filter(filter).with_timer(SimTime);

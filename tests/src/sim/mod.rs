@@ -3,7 +3,7 @@
 //! Real are the agents, built by `app::build` itself: transport (QUIC over a simulated
 //! network), gossip, consensus, coordinator, census, level, reconciliation, control, and
 //! their files. Simulated are packets and time (turmoil), redis-servers ([`world`]), their
-//! supervisor ([`servers`]), what they answer ([`line`]), the load threads ([`load`]), the
+//! supervisor ([`servers`]), what they answer ([`mod@line`]), the load threads ([`load`]), the
 //! wall clocks ([`clock`]) and the person who asks for things ([`operator`]).
 //!
 //! A simulation has a safety phase, in which a [`schedule`] of faults happens, and then a

@@ -10,6 +10,7 @@ use redmesh_api::preflight::{Check, Severity};
 
 use super::limits::THREADS_PER_SERVER;
 use super::{Case, Findings, MachineSeen, Verdict, version_of};
+use crate::cluster::redis_conf::LARGE_FROM;
 use crate::cluster::{NodesConfFormat, ServerVersion, bus};
 use crate::preflight::words::{bits, bytes, count};
 use crate::supervisor::FDS_RESERVED;
@@ -43,6 +44,32 @@ const DISK_ROOM: u64 = 10;
 fn memory_of(servers: usize, n: usize, peer_bytes: u64) -> u64 {
     let peers = n.saturating_sub(1) as u64;
     servers as u64 * (SERVER_BYTES + peers * (peer_bytes + 2 * SOCKET_BYTES))
+}
+
+/// Kernel memory of a message that waits to be read, for each byte of it.
+const BUFFER_PER_BYTE: u64 = 2;
+
+/// Of the messages of a release at once, the part that waits when it is paced.
+const PACED_PART: u64 = 3;
+
+/// What instances send their peers when they are released, before these read.
+pub(super) fn tcp_memory(case: &Case<'_>, machine: &MachineSeen<'_>) -> Verdict {
+    let messages = machine.missing as u64 * case.peers() as u64;
+    let at_once = messages * bus::message_bytes(case.instances) * BUFFER_PER_BYTE;
+    let need = if case.instances < LARGE_FROM { at_once } else { at_once / PACED_PART };
+    let Some(pressure) = machine.readings().filter_map(|read| read.tcp_pressure).min() else {
+        return Verdict::ok(bytes(need), "not known");
+    };
+    let verdict = Verdict::ok(bytes(need), format!("at most {}", bytes(pressure)));
+    if need <= pressure {
+        return verdict;
+    }
+    let pages = need / rustix::param::page_size() as u64;
+    verdict.but(
+        Severity::Warn,
+        "the kernel then cuts windows and drops what it has received: forming takes several times as long",
+        format!("sysctl -w net.ipv4.tcp_mem=\"{} {} {}\"", pages, pages * 2, pages * 3),
+    )
 }
 
 pub(super) fn memory(case: &Case<'_>, machine: &MachineSeen<'_>) -> Verdict {

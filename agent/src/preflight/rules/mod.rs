@@ -104,6 +104,7 @@ pub fn examine(question: &Question<'_>) -> Report {
         let names: Vec<&str> = machine.hosts.iter().map(|(host, _)| host.name.as_str()).collect();
         let mut add = |check, verdict| findings.add(check, &names, verdict);
         add(Check::Memory, machines::memory(&case, machine));
+        add(Check::TcpMemory, machines::tcp_memory(&case, machine));
         add(Check::BusTraffic, machines::bus_traffic(&case, machine, node_timeout_ms));
         if case.starts_servers() {
             add(Check::FileDescriptors, machines::open_files(&case, machine));
