@@ -194,6 +194,11 @@ pub(super) fn node_timeout(case: &Case<'_>, findings: &mut Findings) -> u32 {
     let verdict =
         Verdict::ok(format!("{} ms", count(ms.into())), format!("at least {} ms", count(suits.into())));
     let verdict = match ms < suits {
+        false if ms > bus::NOTICED_LATE_MS => verdict.but(
+            Severity::Warn,
+            format!("a server that died is noticed only after {} s", ms / 1000),
+            "fewer instances a machine, more cores, or a network that is faster or whose speed is known",
+        ),
         false => verdict,
         true => verdict.but(
             Severity::Warn,

@@ -428,6 +428,12 @@ fn node_timeouts_are_held_against_what_suits() {
     let (_, words) = short.bad(Check::NodeTimeout);
     assert!(words.contains("--node-timeout 15000"), "{words}");
     assert_eq!(one_machine(30, 2, 24 * GIB).report().node_timeout_ms, 15_000);
+    let crowded = one_machine(100, 2, 24 * GIB);
+    assert_eq!(
+        crowded.lines(Check::NodeTimeout),
+        ["node-timeout WARN mesh: 166,500 ms / at least 166,500 ms"],
+        "calm, but a failure is noticed late"
+    );
     let planned = one_machine(30, 2, 24 * GIB).with(|mesh| mesh.planned_timeout_ms = Some(20_000));
     assert_eq!(planned.lines(Check::NodeTimeout), ["node-timeout ok mesh: 20,000 ms / at least 15,000 ms"]);
 }
