@@ -20,7 +20,9 @@ use redmesh_api::control::{ControlReply, ControlRequest};
 use tokio_util::sync::CancellationToken;
 
 use super::clock::HostClock;
+use super::driver::Scenario;
 use super::event::Event;
+use super::flaw::Flaw;
 use super::line::SimLine;
 use super::load::SimLoad;
 use super::net::{Net, SimSocket, ip};
@@ -42,6 +44,7 @@ const DESK_INTERVAL: Duration = Duration::from_millis(50);
 pub struct Host {
     index: usize,
     dir: PathBuf,
+    flaw: Option<Flaw>,
     config: Config,
     seed: u64,
     world: Arc<World>,
@@ -67,8 +70,13 @@ impl fmt::Debug for Host {
 }
 
 impl Host {
-    /// Prepares a host of a mesh of `hosts` below `dir`.
-    pub fn new(index: usize, hosts: usize, dir: &Path, seed: u64, world: Arc<World>, net: Arc<Net>) -> Self {
+    /// Prepares a host of a scenario below `dir`.
+    pub fn new(index: usize, scenario: &Scenario, dir: &Path, world: Arc<World>, net: Arc<Net>) -> Self {
+        let Scenario { hosts, seed, flaw, .. } = *scenario;
+        let founders = match flaw {
+            Some(Flaw::Founders(few)) => few,
+            _ => u16::try_from(hosts).expect("few hosts"),
+        };
         let name = format!("host-{}", index + 1);
         let dir = dir.join(&name);
         let identity_dir = dir.join("identity");
@@ -80,7 +88,7 @@ impl Host {
                 listen: (ip(index), MESH_PORT).into(),
                 advertise: (ip(index), MESH_PORT).into(),
                 seeds,
-                bootstrap_expect: u16::try_from(hosts).expect("few hosts"),
+                bootstrap_expect: founders,
                 gossip_interval: redmesh_agent::mesh::GOSSIP_INTERVAL,
             },
             identity_dir,
@@ -103,6 +111,7 @@ impl Host {
         Self {
             index,
             dir,
+            flaw,
             config,
             seed,
             world,
@@ -135,9 +144,11 @@ impl Host {
     /// Its agent is no more; with `wipe`, neither is its state directory.
     pub fn gone(&self, wipe: bool) {
         *self.desk() = Desk::default();
+        let state = self.dir.join("state");
         if wipe {
-            let state = self.dir.join("state");
             std::fs::remove_dir_all(&state).expect("the state directory can be removed");
+        } else if let Some(flaw) = self.flaw {
+            flaw.crash(&state, &self.dir.join("kept"));
         }
     }
 
@@ -158,13 +169,14 @@ impl Host {
         let socket = socket.map_err(|error| error.to_string())?;
         let mut dice = SmallRng::seed_from_u64(self.seed ^ (self.index as u64) << 32 ^ life << 48);
         let (world, line_world) = (self.world.clone(), self.world.clone());
+        let blind = self.flaw == Some(Flaw::BlindSupervisor);
         let effects = Effects {
             wire: Some(Wire { socket, rng_seed: dice.random() }),
             servers: Box::new(move |options| {
-                Ok(Arc::new(SimServers::start(world, clock, options.data_dir, options.cancel)))
+                Ok(Arc::new(SimServers::start(world, clock, options.data_dir, blind, options.cancel)))
             }),
             admin: Box::new(move |_| AdminPool::over(Arc::new(SimLine { world: line_world, clock }))),
-            load: Arc::new(SimLoad { world: self.world.clone(), clock }),
+            load: Arc::new(SimLoad { world: self.world.clone(), clock, flaw: self.flaw }),
             clock: clock.wall(self.skew_ms.clone()),
             exposition: None,
             reloads: None,
