@@ -109,6 +109,7 @@ enum Action {
     Begin(Fault),
     EndTrouble(u64),
     EndDelay,
+    EndSlowDisk(usize),
     Start(usize),
 }
 
@@ -318,6 +319,7 @@ impl Driver {
             }
             Action::EndTrouble(number) => self.net.end(number),
             Action::EndDelay => self.sim.set_max_message_latency(LATENCY_MAX),
+            Action::EndSlowDisk(host) => self.hosts[host].disk_ms.store(0, Ordering::Relaxed),
             Action::Start(host) => self.start(host),
         }
         Ok(())
@@ -345,6 +347,10 @@ impl Driver {
                     self.kill(host, wipe)?;
                     self.plan(now + away, Action::Start(host));
                 }
+            }
+            Fault::Disk(host, ms, lasts) => {
+                self.hosts[host].disk_ms.store(ms, Ordering::Relaxed);
+                self.plan(now + lasts, Action::EndSlowDisk(host));
             }
             Fault::Clock(host, jump_ms) => {
                 self.hosts[host].skew_ms.fetch_add(jump_ms, Ordering::Relaxed);
@@ -386,6 +392,7 @@ impl Driver {
             self.net.heal();
         }
         self.sim.set_max_message_latency(LATENCY_MAX);
+        self.hosts.iter().for_each(|host| host.disk_ms.store(0, Ordering::Relaxed));
         for host in std::mem::take(&mut self.down) {
             self.sim.bounce(ip(host));
         }

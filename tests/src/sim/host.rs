@@ -14,6 +14,7 @@ use redmesh_agent::census::Census;
 use redmesh_agent::cluster::AdminPool;
 use redmesh_agent::config::{Config, LogConfig, LogFormat, MeshConfig, OnAgentExit, RedisAuth, RedisConfig};
 use redmesh_agent::control::Control;
+use redmesh_agent::disk::Disk;
 use redmesh_agent::effects::Effects;
 use redmesh_agent::transport::quic::Wire;
 use redmesh_api::control::{ControlReply, ControlRequest};
@@ -51,6 +52,8 @@ pub struct Host {
     net: Arc<Net>,
     /// By how much its wall clock is off, milliseconds.
     pub skew_ms: Arc<AtomicI64>,
+    /// Longest time, milliseconds, that its disk takes before and after an access.
+    pub disk_ms: Arc<AtomicU64>,
     lives: Arc<AtomicU64>,
     desk: Arc<Mutex<Desk>>,
 }
@@ -117,6 +120,7 @@ impl Host {
             world,
             net,
             skew_ms: Arc::default(),
+            disk_ms: Arc::default(),
             lives: Arc::default(),
             desk: Arc::default(),
         }
@@ -178,6 +182,7 @@ impl Host {
             admin: Box::new(move |_| AdminPool::over(Arc::new(SimLine { world: line_world, clock }))),
             load: Arc::new(SimLoad { world: self.world.clone(), clock, flaw: self.flaw }),
             clock: clock.wall(self.skew_ms.clone()),
+            disk: slow_disk(self.disk_ms.clone(), SmallRng::from_rng(&mut dice)),
             exposition: None,
             reloads: None,
         };
@@ -205,4 +210,16 @@ impl Host {
             }
         }
     }
+}
+
+/// A disk that takes up to `ms` before and after each access.
+fn slow_disk(ms: Arc<AtomicU64>, dice: SmallRng) -> Disk {
+    let dice = Mutex::new(dice);
+    Disk::slow(move || match ms.load(Ordering::Relaxed) {
+        0 => Duration::ZERO,
+        max => {
+            let mut dice = dice.lock().unwrap_or_else(PoisonError::into_inner);
+            Duration::from_millis(dice.random_range(0..=max))
+        }
+    })
 }
