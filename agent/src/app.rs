@@ -91,13 +91,13 @@ pub async fn run(config: Config, reloads: Reloads, stop: CancellationToken) -> R
 /// # Errors
 /// What kept it from starting.
 pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
-    let Effects { wire, servers, admin, load, clock, exposition, reloads } = effects;
+    let Effects { wire, servers, admin, load, clock, disk, exposition, reloads } = effects;
     let host = HostIdentity::open(&config.state_dir)
         .with_context(|| format!("state.dir = {}", config.state_dir.display()))?;
     let identity = tls::Identity::load(&config.identity_dir)
         .with_context(|| format!("identity.dir = {}", config.identity_dir.display()))?;
     let name = identity.name().to_owned();
-    let levels_cell = LevelCell::open(&config.state_dir)?;
+    let levels_cell = LevelCell::open(&config.state_dir, disk.clone())?;
     info!(host = %host.id(), name, generation = host.generation(), mesh = config.mesh.name, "starting");
 
     let mut tasks = JoinSet::new();
@@ -147,8 +147,11 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
         Arc::new(move |id| view.borrow().members.get(&id).map(|member| member.addr))
     };
     let in_mesh = levels_cell.get().mesh.is_some();
-    let options =
-        ConsensusOptions { in_mesh, ..ConsensusOptions::new(host.id(), name.clone(), &config.state_dir) };
+    let options = ConsensusOptions {
+        in_mesh,
+        disk: disk.clone(),
+        ..ConsensusOptions::new(host.id(), name.clone(), &config.state_dir)
+    };
     let consensus =
         Consensus::start(options, transport.clone(), resolve).await.context("can't start the Raft node")?;
 
@@ -190,6 +193,7 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
         login,
         engine: load,
         clock,
+        disk,
     });
     let orders = Orders::new(census.clone(), consensus.clone(), transport.clone());
     let rates = RateSampler::default();

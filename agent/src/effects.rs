@@ -1,5 +1,5 @@
 //! What an agent acts through and can't be made from its configuration: packets,
-//! processes, load threads, the wall clock.
+//! processes, load threads, the wall clock, the disk's speed.
 //!
 //! [`crate::app`] takes them as one argument, so that a simulation runs the very same
 //! agent in a world of its own.
@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crate::clock::WallClock;
 use crate::cluster::{AdminOptions, AdminPool};
+use crate::disk::Disk;
 use crate::load::{Engine, LoadEngine};
 use crate::metrics::Exposition;
 use crate::reload::Reloads;
@@ -32,6 +33,8 @@ pub struct Effects {
     pub load: Arc<dyn LoadEngine>,
     /// This host's wall clock.
     pub clock: WallClock,
+    /// This host's disk.
+    pub disk: Disk,
     /// What the HTTP port shows; without it there is none.
     pub exposition: Option<Exposition>,
     /// What asks for a reload; without it nothing is taken anew while the agent runs.
@@ -57,6 +60,7 @@ impl Effects {
             admin: Box::new(AdminPool::new),
             load: Arc::new(Engine),
             clock: WallClock::default(),
+            disk: Disk::default(),
             exposition: Some(exposition),
             reloads: Some(reloads),
         }

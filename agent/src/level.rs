@@ -14,6 +14,7 @@ use redmesh_api::ids::MeshId;
 use redmesh_api::level::{Level, Stamp};
 use tokio::sync::watch;
 
+use crate::disk::Disk;
 use crate::files;
 
 const FILE_NAME: &str = "level.bin";
@@ -75,6 +76,7 @@ pub struct LevelCell {
 #[derive(Debug)]
 struct Inner {
     path: PathBuf,
+    disk: Disk,
     /// Serialises accept: compare, write, publish.
     writing: Mutex<()>,
     newest: watch::Sender<Arc<Level>>,
@@ -87,7 +89,7 @@ impl LevelCell {
     ///
     /// # Errors
     /// [`LevelError::Io`] or [`LevelError::Corrupt`].
-    pub fn open(state_dir: &Path) -> Result<Self, LevelError> {
+    pub fn open(state_dir: &Path, disk: Disk) -> Result<Self, LevelError> {
         let path = state_dir.join(FILE_NAME);
         let level = match std::fs::read(&path) {
             Ok(bytes) => {
@@ -97,9 +99,8 @@ impl LevelCell {
             Err(source) => return Err(LevelError::Io { path, source }),
         };
         let newest = watch::Sender::new(Arc::new(level));
-        Ok(Self {
-            inner: Arc::new(Inner { path, writing: Mutex::new(()), newest, problem: Mutex::new(None) }),
-        })
+        let (writing, problem) = (Mutex::new(()), Mutex::new(None));
+        Ok(Self { inner: Arc::new(Inner { path, disk, writing, newest, problem }) })
     }
 
     /// Follows the newest level.
@@ -128,8 +129,8 @@ impl LevelCell {
     /// [`LevelError`]; the newest level then stays what it was.
     pub async fn accept(&self, level: Arc<Level>) -> Result<bool, LevelError> {
         let cell = self.clone();
-        let blocking = tokio::task::spawn_blocking(move || cell.accept_blocking(level));
-        blocking.await.unwrap_or(Err(LevelError::Interrupted))
+        let accepted = self.inner.disk.access(move || cell.accept_blocking(level)).await;
+        accepted.unwrap_or(Err(LevelError::Interrupted))
     }
 
     /// The same, waiting for the disk.
@@ -176,11 +177,11 @@ mod tests {
     #[test]
     fn an_older_fence_is_refused_also_after_a_restart() {
         let dir = tempfile::tempdir().expect("temp dir");
-        let cell = LevelCell::open(dir.path()).expect("open");
+        let cell = LevelCell::open(dir.path(), Disk::default()).expect("open");
         assert!(cell.accept_blocking(level(2, 9)).expect("newer"));
         assert!(!cell.accept_blocking(level(2, 9)).expect("the same"));
         assert!(matches!(cell.accept_blocking(level(1, 50)), Err(LevelError::Stale { .. })));
-        let again = LevelCell::open(dir.path()).expect("reopen");
+        let again = LevelCell::open(dir.path(), Disk::default()).expect("reopen");
         assert_eq!(again.get().stamp, level(2, 9).stamp);
         assert!(matches!(again.accept_blocking(level(2, 8)), Err(LevelError::Stale { .. })));
         assert!(again.accept_blocking(level(3, 1)).expect("newer"));
@@ -191,7 +192,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("temp dir");
         let state = dir.path().join("state");
         std::fs::create_dir(&state).expect("a directory");
-        let cell = LevelCell::open(&state).expect("open");
+        let cell = LevelCell::open(&state, Disk::default()).expect("open");
         std::fs::remove_dir(&state).expect("remove it");
         assert!(matches!(cell.accept_blocking(level(1, 1)), Err(LevelError::Io { .. })));
         assert!(cell.problem().is_some_and(|words| words.contains("check free space")));
@@ -204,7 +205,7 @@ mod tests {
     #[test]
     fn another_mesh_is_refused() {
         let dir = tempfile::tempdir().expect("temp dir");
-        let cell = LevelCell::open(dir.path()).expect("open");
+        let cell = LevelCell::open(dir.path(), Disk::default()).expect("open");
         cell.accept_blocking(level(1, 1)).expect("first");
         let mut other = Level::clone(&level(5, 5));
         other.mesh = Some(MeshId(Uuid::from_u128(2)));
@@ -215,7 +216,7 @@ mod tests {
     fn a_damaged_file_is_named() {
         let dir = tempfile::tempdir().expect("temp dir");
         std::fs::write(dir.path().join(FILE_NAME), b"\xff\xff\xff").expect("write");
-        let error = LevelCell::open(dir.path()).expect_err("damaged");
+        let error = LevelCell::open(dir.path(), Disk::default()).expect_err("damaged");
         assert!(error.to_string().contains("level.bin is damaged"), "{error}");
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod clock;
 pub mod files;
+pub mod disk;
 pub mod config;
 pub mod identity;
 pub mod login;

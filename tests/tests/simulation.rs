@@ -67,6 +67,7 @@ fn elections_end() {
                 ends: Duration::from_secs(30),
             },
             wishes: Wishes { instances_per_host: 1, runs: 0 },
+            flaw: None,
         };
         let report = simulate(&scenario).unwrap_or_else(|failure| panic!("seed {seed}: {failure}"));
         let killed = report.history.iter().position(|it| matches!(it.event, Event::Killed { .. }));
@@ -99,7 +100,7 @@ fn the_coordinator_is_lost_at_every_step() {
             let faults = vec![(When::After(moment, after), kill)];
             let schedule = Schedule { faults, ends: Duration::from_secs(20) };
             let wishes = Wishes { instances_per_host: 2, runs: 1 };
-            let scenario = Scenario { seed, hosts: 3, schedule, wishes };
+            let scenario = Scenario { seed, hosts: 3, schedule, wishes, flaw: None };
             let report = simulate(&scenario)
                 .unwrap_or_else(|failure| panic!("coordinator lost {after:?} after {moment:?}: {failure}"));
             let killed = report.history.iter().any(|it| matches!(it.event, Event::Killed { .. }));

@@ -36,6 +36,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use crate::disk::Disk;
 use crate::transport::Transport;
 
 pub use command::{Applied, Command};
@@ -88,6 +89,8 @@ pub struct ConsensusOptions {
     pub state_dir: PathBuf,
     /// Whether this host is known to belong to a mesh, so that the file must be there.
     pub in_mesh: bool,
+    /// The one under the directory.
+    pub disk: Disk,
     /// See [`HEARTBEAT`].
     pub heartbeat: Duration,
     /// See [`ELECTION_MIN`]; must exceed the heartbeat.
@@ -104,6 +107,7 @@ impl ConsensusOptions {
             name: name.into(),
             state_dir: state_dir.into(),
             in_mesh: false,
+            disk: Disk::default(),
             heartbeat: HEARTBEAT,
             election_min: ELECTION_MIN,
             election_max: ELECTION_MAX,
@@ -223,7 +227,7 @@ impl Consensus {
     ) -> Result<Self, ConsensusError> {
         let id = options.id;
         let config = config(&options).map_err(|source| ConsensusError::Times { source })?;
-        let store = Store::open(&options.state_dir, options.in_mesh).await?;
+        let store = Store::open(&options.state_dir, options.in_mesh, options.disk).await?;
         let machine = MachineStore::open(store.clone()).await?;
         let levels = machine.levels();
         let links = Links { transport, resolve };

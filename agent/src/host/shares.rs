@@ -32,6 +32,7 @@ use super::detail;
 use crate::census::Census;
 use crate::clock::WallClock;
 use crate::cluster::AdminPool;
+use crate::disk::Disk;
 use crate::facts::{self, SHARES_LOST_MAX, ShareCounts, ShareLost};
 use crate::load::ledger::{self, Recovered};
 use crate::load::{self, EXCEPTIONS_MAX, LoadEngine, ReadBackTask, ShareSpec, ShareUntil, Task, Written};
@@ -61,6 +62,8 @@ pub struct ShareSettings {
     pub engine: Arc<dyn LoadEngine>,
     /// This host's.
     pub clock: WallClock,
+    /// This host's.
+    pub disk: Disk,
 }
 
 /// Which run, and which of its shares.
@@ -94,7 +97,7 @@ impl Shares {
     async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&Self) -> T + Send + 'static) -> Option<T> {
         let files = self.files.clone().lock_owned().await;
         let shares = self.clone();
-        let done = tokio::task::spawn_blocking(move || {
+        let done = self.settings.disk.access(move || {
             let _files = files;
             work(&shares)
         });

@@ -16,8 +16,9 @@ use redmesh_api::level::{Level, PlanStage, Stamp};
 use redmesh_api::run::RunStage;
 
 use super::event::{Event, Happened};
+use super::flaw::Flaw;
 use super::host::Host;
-use super::invariants::{self, Invariant};
+use super::invariants::{self, Invariant, SERVES_WITHIN};
 use super::net::{Net, Trouble, ip};
 use super::operator::{Operator, Wishes};
 use super::schedule::{Fault, Moment, Schedule, When, Whom};
@@ -35,6 +36,9 @@ const LATENCY_MAX: Duration = Duration::from_millis(10);
 /// The safety phase goes on for so long after a fault that waited for its moment.
 const AFTER_MOMENT: Duration = Duration::from_secs(5);
 
+/// Longest healing phase, also where no judge puts an end to it.
+const HEALING_MAX: Duration = SERVES_WITHIN.saturating_mul(2);
+
 /// Events that a failure shows.
 const SHOWN_MAX: usize = 120;
 
@@ -49,6 +53,8 @@ pub struct Scenario {
     pub schedule: Schedule,
     /// What people want meanwhile.
     pub wishes: Wishes,
+    /// What is wrong with the world, where an invariant is to break.
+    pub flaw: Option<Flaw>,
 }
 
 impl Scenario {
@@ -56,7 +62,7 @@ impl Scenario {
     pub fn random(seed: u64) -> Self {
         let hosts = [3, 5, 5, 4][(seed % 4) as usize];
         let wishes = Wishes { instances_per_host: 2, runs: 2 };
-        Self { seed, hosts, schedule: Schedule::random(seed, hosts), wishes }
+        Self { seed, hosts, schedule: Schedule::random(seed, hosts), wishes, flaw: None }
     }
 }
 
@@ -103,6 +109,7 @@ enum Action {
     Begin(Fault),
     EndTrouble(u64),
     EndDelay,
+    EndSlowDisk(usize),
     Start(usize),
 }
 
@@ -131,6 +138,8 @@ struct Driver {
     newest: Arc<Level>,
     terms: BTreeSet<u64>,
     judges: Vec<Box<dyn Invariant>>,
+    /// The network doesn't heal.
+    stays: bool,
     history: Vec<Happened>,
     numbers: u64,
 }
@@ -140,8 +149,16 @@ struct Driver {
 /// # Errors
 /// The first invariant that it broke.
 pub fn simulate(scenario: &Scenario) -> Result<Report, Failure> {
+    simulate_under(scenario, invariants::all())
+}
+
+/// The same, judged by these invariants.
+///
+/// # Errors
+/// The first of them that it broke.
+pub fn simulate_under(scenario: &Scenario, judges: Vec<Box<dyn Invariant>>) -> Result<Report, Failure> {
     let dir = scratch();
-    let mut driver = Driver::new(scenario, dir.path());
+    let mut driver = Driver::new(scenario, judges, dir.path());
     let ended = driver.run(scenario.schedule.ends);
     let history = std::mem::take(&mut driver.history);
     let report = |healed_in| Report {
@@ -167,7 +184,7 @@ fn scratch() -> tempfile::TempDir {
 type Broken = (&'static str, String);
 
 impl Driver {
-    fn new(scenario: &Scenario, dir: &std::path::Path) -> Self {
+    fn new(scenario: &Scenario, judges: Vec<Box<dyn Invariant>>, dir: &std::path::Path) -> Self {
         let mut sim = turmoil::Builder::new()
             .rng_seed(scenario.seed)
             .tick_duration(TICK)
@@ -179,7 +196,7 @@ impl Driver {
         let world = Arc::new(World::default());
         let net = Arc::new(Net::new(scenario.seed));
         let hosts: Vec<_> = (0..scenario.hosts)
-            .map(|index| Host::new(index, scenario.hosts, dir, scenario.seed, world.clone(), net.clone()))
+            .map(|index| Host::new(index, scenario, dir, world.clone(), net.clone()))
             .collect();
         for (index, host) in hosts.iter().enumerate() {
             let host = host.clone();
@@ -199,7 +216,8 @@ impl Driver {
             lost: BTreeSet::new(),
             newest: Arc::default(),
             terms: BTreeSet::new(),
-            judges: invariants::all(),
+            judges,
+            stays: scenario.flaw == Some(Flaw::NetworkStays),
             history: Vec::new(),
             numbers: 0,
         };
@@ -240,6 +258,9 @@ impl Driver {
                 continue;
             }
             look_at += LOOK_INTERVAL;
+            if look_at > healed + HEALING_MAX {
+                return Err(("simulation", "it doesn't serve, and no judge minds".to_owned()));
+            }
             match self.missing() {
                 Some(why) => self.happen(Event::Waiting(why))?,
                 None => break,
@@ -298,6 +319,7 @@ impl Driver {
             }
             Action::EndTrouble(number) => self.net.end(number),
             Action::EndDelay => self.sim.set_max_message_latency(LATENCY_MAX),
+            Action::EndSlowDisk(host) => self.hosts[host].disk_ms.store(0, Ordering::Relaxed),
             Action::Start(host) => self.start(host),
         }
         Ok(())
@@ -325,6 +347,10 @@ impl Driver {
                     self.kill(host, wipe)?;
                     self.plan(now + away, Action::Start(host));
                 }
+            }
+            Fault::Disk(host, ms, lasts) => {
+                self.hosts[host].disk_ms.store(ms, Ordering::Relaxed);
+                self.plan(now + lasts, Action::EndSlowDisk(host));
             }
             Fault::Clock(host, jump_ms) => {
                 self.hosts[host].skew_ms.fetch_add(jump_ms, Ordering::Relaxed);
@@ -362,8 +388,11 @@ impl Driver {
 
     fn heal(&mut self) {
         self.due.clear();
-        self.net.heal();
+        if !self.stays {
+            self.net.heal();
+        }
         self.sim.set_max_message_latency(LATENCY_MAX);
+        self.hosts.iter().for_each(|host| host.disk_ms.store(0, Ordering::Relaxed));
         for host in std::mem::take(&mut self.down) {
             self.sim.bounce(ip(host));
         }

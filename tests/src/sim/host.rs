@@ -14,13 +14,16 @@ use redmesh_agent::census::Census;
 use redmesh_agent::cluster::AdminPool;
 use redmesh_agent::config::{Config, LogConfig, LogFormat, MeshConfig, OnAgentExit, RedisAuth, RedisConfig};
 use redmesh_agent::control::Control;
+use redmesh_agent::disk::Disk;
 use redmesh_agent::effects::Effects;
 use redmesh_agent::transport::quic::Wire;
 use redmesh_api::control::{ControlReply, ControlRequest};
 use tokio_util::sync::CancellationToken;
 
 use super::clock::HostClock;
+use super::driver::Scenario;
 use super::event::Event;
+use super::flaw::Flaw;
 use super::line::SimLine;
 use super::load::SimLoad;
 use super::net::{Net, SimSocket, ip};
@@ -42,12 +45,15 @@ const DESK_INTERVAL: Duration = Duration::from_millis(50);
 pub struct Host {
     index: usize,
     dir: PathBuf,
+    flaw: Option<Flaw>,
     config: Config,
     seed: u64,
     world: Arc<World>,
     net: Arc<Net>,
     /// By how much its wall clock is off, milliseconds.
     pub skew_ms: Arc<AtomicI64>,
+    /// Longest time, milliseconds, that its disk takes before and after an access.
+    pub disk_ms: Arc<AtomicU64>,
     lives: Arc<AtomicU64>,
     desk: Arc<Mutex<Desk>>,
 }
@@ -67,8 +73,13 @@ impl fmt::Debug for Host {
 }
 
 impl Host {
-    /// Prepares a host of a mesh of `hosts` below `dir`.
-    pub fn new(index: usize, hosts: usize, dir: &Path, seed: u64, world: Arc<World>, net: Arc<Net>) -> Self {
+    /// Prepares a host of a scenario below `dir`.
+    pub fn new(index: usize, scenario: &Scenario, dir: &Path, world: Arc<World>, net: Arc<Net>) -> Self {
+        let Scenario { hosts, seed, flaw, .. } = *scenario;
+        let founders = match flaw {
+            Some(Flaw::Founders(few)) => few,
+            _ => u16::try_from(hosts).expect("few hosts"),
+        };
         let name = format!("host-{}", index + 1);
         let dir = dir.join(&name);
         let identity_dir = dir.join("identity");
@@ -80,7 +91,7 @@ impl Host {
                 listen: (ip(index), MESH_PORT).into(),
                 advertise: (ip(index), MESH_PORT).into(),
                 seeds,
-                bootstrap_expect: u16::try_from(hosts).expect("few hosts"),
+                bootstrap_expect: founders,
                 gossip_interval: redmesh_agent::mesh::GOSSIP_INTERVAL,
             },
             identity_dir,
@@ -103,11 +114,13 @@ impl Host {
         Self {
             index,
             dir,
+            flaw,
             config,
             seed,
             world,
             net,
             skew_ms: Arc::default(),
+            disk_ms: Arc::default(),
             lives: Arc::default(),
             desk: Arc::default(),
         }
@@ -135,9 +148,11 @@ impl Host {
     /// Its agent is no more; with `wipe`, neither is its state directory.
     pub fn gone(&self, wipe: bool) {
         *self.desk() = Desk::default();
+        let state = self.dir.join("state");
         if wipe {
-            let state = self.dir.join("state");
             std::fs::remove_dir_all(&state).expect("the state directory can be removed");
+        } else if let Some(flaw) = self.flaw {
+            flaw.crash(&state, &self.dir.join("kept"));
         }
     }
 
@@ -158,14 +173,16 @@ impl Host {
         let socket = socket.map_err(|error| error.to_string())?;
         let mut dice = SmallRng::seed_from_u64(self.seed ^ (self.index as u64) << 32 ^ life << 48);
         let (world, line_world) = (self.world.clone(), self.world.clone());
+        let blind = self.flaw == Some(Flaw::BlindSupervisor);
         let effects = Effects {
             wire: Some(Wire { socket, rng_seed: dice.random() }),
             servers: Box::new(move |options| {
-                Ok(Arc::new(SimServers::start(world, clock, options.data_dir, options.cancel)))
+                Ok(Arc::new(SimServers::start(world, clock, options.data_dir, blind, options.cancel)))
             }),
             admin: Box::new(move |_| AdminPool::over(Arc::new(SimLine { world: line_world, clock }))),
-            load: Arc::new(SimLoad { world: self.world.clone(), clock }),
+            load: Arc::new(SimLoad { world: self.world.clone(), clock, flaw: self.flaw }),
             clock: clock.wall(self.skew_ms.clone()),
+            disk: slow_disk(self.disk_ms.clone(), SmallRng::from_rng(&mut dice)),
             exposition: None,
             reloads: None,
         };
@@ -193,4 +210,16 @@ impl Host {
             }
         }
     }
+}
+
+/// A disk that takes up to `ms` before and after each access.
+fn slow_disk(ms: Arc<AtomicU64>, dice: SmallRng) -> Disk {
+    let dice = Mutex::new(dice);
+    Disk::slow(move || match ms.load(Ordering::Relaxed) {
+        0 => Duration::ZERO,
+        max => {
+            let mut dice = dice.lock().unwrap_or_else(PoisonError::into_inner);
+            Duration::from_millis(dice.random_range(0..=max))
+        }
+    })
 }

@@ -20,6 +20,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::clock::HostClock;
+use super::flaw::Flaw;
 use super::world::World;
 
 /// Writes a second of one worker.
@@ -35,11 +36,14 @@ pub struct SimLoad {
     pub world: Arc<World>,
     /// This host's.
     pub clock: HostClock,
+    /// What is wrong with it.
+    pub flaw: Option<Flaw>,
 }
 
 #[derive(Debug)]
 struct Shared {
     spec: ShareSpec,
+    flaw: Option<Flaw>,
     counts: Mutex<Counts>,
     closed: AtomicBool,
     stop: AtomicBool,
@@ -80,6 +84,7 @@ impl LoadEngine for SimLoad {
         let slot = ledger.slots().next().expect("a ledger of one thread has a slot");
         let shared = Arc::new(Shared {
             spec,
+            flaw: self.flaw,
             counts: Mutex::default(),
             closed: AtomicBool::new(false),
             stop: AtomicBool::new(false),
@@ -105,14 +110,16 @@ async fn issue(world: Arc<World>, clock: HostClock, shared: Arc<Shared>, mut slo
             break;
         }
         let batch = per_turn.min(left);
-        counts.issued += batch;
+        let twice = u64::from(shared.flaw == Some(Flaw::CountsTwice));
+        counts.issued += batch + twice;
         slot.write(&counts, false).expect("the ledger can be written");
         shared.publish(counts);
-        let executed = world.write(clock.now(), spec.run, batch);
+        let uncounted = u64::from(shared.flaw == Some(Flaw::UncountedWrites));
+        let executed = world.write(clock.now(), spec.run, batch + uncounted).saturating_sub(uncounted);
         // An agent that dies here doesn't know what became of the batch.
         sleep(TURN).await;
         world.ack(spec.run, executed);
-        counts.acked += executed;
+        counts.acked += executed + twice;
         counts.failed += batch - executed;
         counts.active_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
         shared.publish(counts);

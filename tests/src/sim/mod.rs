@@ -7,17 +7,18 @@
 //! wall clocks ([`clock`]) and the person who asks for things ([`operator`]).
 //!
 //! A simulation has a safety phase, in which a [`schedule`] of faults happens, and then a
-//! healing phase. The [`invariants`] judge every [`event`] of both.
+//! healing phase. The [`invariants`] judge every [`event`] of both. A [`flaw`] makes a world
+//! in which one of them breaks.
 
 pub mod clock;
 pub mod driver;
 pub mod event;
+pub mod flaw;
 pub mod host;
 pub mod invariants;
 pub mod line;
 pub mod load;
 pub mod log;
-
 pub mod net;
 pub mod operator;
 pub mod pki;

@@ -65,6 +65,9 @@ pub enum Fault {
         /// Whether its state directory is lost: it comes back as another host.
         wipe: bool,
     },
+    /// Whatever a host reads from its disk or writes to it takes up to twice so many
+    /// milliseconds, for a while.
+    Disk(usize, u64, Duration),
     /// A host's wall clock jumps by so many milliseconds and stays there.
     Clock(usize, i64),
 }
@@ -120,7 +123,7 @@ fn fault(dice: &mut SmallRng, hosts: usize) -> Fault {
     let minority = dice.random_range(1..=(hosts - 1) / 2);
     let (group, others) = shuffled.split_at(minority);
     let (group, others) = (group.to_vec(), others.to_vec());
-    match dice.random_range(0..12) {
+    match dice.random_range(0..14) {
         0 => Fault::Network(Trouble::Split(group), lasts),
         1 => Fault::Network(Trouble::Cut { from: group, to: others }, lasts),
         2 => Fault::Network(Trouble::Cut { from: others, to: group }, lasts),
@@ -138,6 +141,7 @@ fn fault(dice: &mut SmallRng, hosts: usize) -> Fault {
             Fault::Kill { whom: Whom::Host(shuffled[0]), away, wipe: false }
         }
         10 => Fault::Kill { whom: Whom::Coordinator, away: lasts, wipe: false },
+        11 | 12 => Fault::Disk(shuffled[0], dice.random_range(5..1500), lasts),
         // Everybody for himself.
         _ => Fault::Network(Trouble::Cut { from: shuffled.clone(), to: shuffled }, lasts),
     }
@@ -157,7 +161,7 @@ mod tests {
         let faults = || all.iter().flat_map(|schedule| &schedule.faults);
         let kinds: std::collections::HashSet<_> =
             faults().map(|(_, fault)| std::mem::discriminant(fault)).collect();
-        assert_eq!(kinds.len(), 5, "every kind of fault is drawn");
+        assert_eq!(kinds.len(), 6, "every kind of fault is drawn");
         assert!(faults().any(|(_, fault)| matches!(fault, Fault::Kill { wipe: true, .. })));
     }
 }

@@ -1,6 +1,7 @@
 //! The supervisor of a simulated host: starts, holds and releases servers of the
 //! [`World`], and finds those that an earlier agent has left.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -34,11 +35,19 @@ pub struct SimServers {
 }
 
 impl SimServers {
-    /// Begins; starts nothing before something is wanted.
-    pub fn start(world: Arc<World>, clock: HostClock, data_dir: PathBuf, cancel: CancellationToken) -> Self {
+    /// Begins; starts nothing before something is wanted. One that is `blind` doesn't look
+    /// whether what it has not started itself is there.
+    pub fn start(
+        world: Arc<World>,
+        clock: HostClock,
+        data_dir: PathBuf,
+        blind: bool,
+        cancel: CancellationToken,
+    ) -> Self {
         let wanted = Arc::<Mutex<Option<WantedLevel>>>::default();
         let (publish, statuses) = watch::channel(Arc::default());
-        let keeper = Keeper { world, clock, data_dir, wanted: wanted.clone() };
+        let started = blind.then(BTreeSet::new);
+        let mut keeper = Keeper { world, clock, data_dir, wanted: wanted.clone(), started };
         let ended = cancel.clone();
         let task = tokio::spawn(async move {
             let mut ticks = tokio::time::interval(LOOK_INTERVAL);
@@ -64,17 +73,19 @@ struct Keeper {
     clock: HostClock,
     data_dir: PathBuf,
     wanted: Arc<Mutex<Option<WantedLevel>>>,
+    /// Of a blind one: what it has started, which is all that it knows of.
+    started: Option<BTreeSet<SocketAddr>>,
 }
 
 impl Keeper {
     /// Does what is due; how all servers stand.
-    fn look(&self) -> Vec<InstanceStatus> {
-        let wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(level) = &*wanted else { return Vec::new() };
+    fn look(&mut self) -> Vec<InstanceStatus> {
+        let wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(level) = wanted else { return Vec::new() };
         level.instances.iter().map(|instance| self.keep(level.plan, instance)).collect()
     }
 
-    fn keep(&self, plan: PlanId, wanted: &WantedInstance) -> InstanceStatus {
+    fn keep(&mut self, plan: PlanId, wanted: &WantedInstance) -> InstanceStatus {
         let now = self.clock.now();
         let held = wanted.run == Run::Held;
         let mut status = InstanceStatus {
@@ -86,7 +97,8 @@ impl Keeper {
             restarts: 0,
             adopted: false,
         };
-        let Some(server) = self.world.server(wanted.addr) else {
+        let seen = self.started.as_mut().is_none_or(|started| !started.insert(wanted.addr));
+        let Some(server) = self.world.server(wanted.addr).filter(|_| seen) else {
             let dir = self.data_dir.join(wanted.addr.port().to_string());
             // Simulated clusters are seeded.
             let nodes_conf = wanted.nodes_conf.clone().unwrap_or_default();

@@ -20,6 +20,7 @@ use serde::de::DeserializeOwned;
 
 use super::pledge::{self, Pledge, PledgeReply};
 use super::types::StorageError;
+use crate::disk::Disk;
 
 pub(super) use log::LogStore;
 pub(super) use machine::MachineStore;
@@ -121,6 +122,7 @@ pub(super) struct Store {
 #[derive(Debug)]
 struct Inner {
     path: PathBuf,
+    disk: Disk,
     /// `None` once closed, so that the file is free although openraft's last tasks may
     /// still hold clones.
     db: RwLock<Option<Database>>,
@@ -128,12 +130,12 @@ struct Inner {
 
 impl Store {
     /// Opens the file in `state_dir`, or makes it; `in_mesh` says that there was one.
-    pub(super) async fn open(state_dir: &Path, in_mesh: bool) -> Result<Self, StoreError> {
+    pub(super) async fn open(state_dir: &Path, in_mesh: bool, disk: Disk) -> Result<Self, StoreError> {
         let path = state_dir.join(FILE_NAME);
         if in_mesh && std::fs::metadata(&path).map_or(0, |file| file.len()) == 0 {
             return Err(StoreError::Lost { path });
         }
-        let inner = Arc::new(Inner { path, db: RwLock::new(None) });
+        let inner = Arc::new(Inner { path, disk, db: RwLock::new(None) });
         let store = Self { inner: Arc::clone(&inner) };
         store
             .blocking(move || {
@@ -213,7 +215,7 @@ impl Store {
         &self,
         f: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        match tokio::task::spawn_blocking(f).await {
+        match self.inner.disk.access(f).await {
             Ok(result) => result,
             // redb panics on some damage that its checks don't cover.
             Err(error) if error.is_panic() => {

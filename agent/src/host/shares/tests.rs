@@ -22,6 +22,7 @@ fn shares(dir: &TempDir) -> Shares {
         login: None,
         engine: Arc::new(load::Engine),
         clock: WallClock::default(),
+        disk: Disk::default(),
     })
 }
 
