@@ -26,6 +26,8 @@ use crate::coordinator::Coordinator;
 use crate::coordinator::bootstrap::Bootstrap;
 use crate::coordinator::orders::Orders;
 use crate::effects::Effects;
+use crate::enrol::Gate;
+use crate::enrol::signer::Signer;
 use crate::facts::{self, HostFacts};
 use crate::host::instances::{LocalSettings, Sources};
 use crate::host::joining::Joining;
@@ -42,7 +44,7 @@ use crate::reload::{self, Reloads};
 use crate::renewal;
 use crate::supervisor::{OnExit, Supervise, SupervisorOptions};
 use crate::transport::Transport;
-use crate::transport::quic::{LocalPeer, QuicOptions, QuicTransport};
+use crate::transport::quic::{JoinPort, LocalPeer, QuicOptions, QuicTransport};
 
 /// Time for load threads to drain and publish their last counts when the agent stops.
 const DRAIN_SHARES: Duration = Duration::from_secs(5);
@@ -291,6 +293,10 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
         tasks.spawn(named("machine metrics", metrics::machine::update(quic.clone(), dirs, cancel.clone())));
         let renewing = renewal::watch(config.identity_dir.clone(), identity, quic.clone(), cancel.clone());
         tasks.spawn(named("certificate", renewing));
+        if let Some(port) = join_port(&config, quic.clone())? {
+            let gate = Gate::new(census.clone(), control.clone(), config.identity_dir.clone());
+            tasks.spawn(named("join port", port.serve(Arc::new(gate), cancel.clone())));
+        }
         tasks.spawn(named("reload", reload::on_hangup(reloads, config.clone(), quic, cancel.clone())));
     }
     if let (Some(addr), Some(exposition)) = (config.http_listen, exposition) {
@@ -316,6 +322,14 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
         farewell,
         host,
     })
+}
+
+/// The port for hosts that join, where this host may sign for them.
+fn join_port(config: &Config, quic: Arc<QuicTransport>) -> Result<Option<JoinPort>> {
+    let listen = config.join.listen.filter(|_| Signer::is_in(&config.identity_dir));
+    listen
+        .map(|listen| JoinPort::bind(listen, quic).context("can't open the join port (join.listen)"))
+        .transpose()
 }
 
 /// The secret of the servers' passwords, as far as the configuration wants any.

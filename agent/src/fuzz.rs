@@ -4,7 +4,8 @@ use redmesh_api::codec::{self, Channel, Direction, HEADER_BYTES};
 use redmesh_api::control::{
     ClusterCreate, ControlReply, ControlRequest, Refusal, RefusalKind, RunRef, ShareRequest,
 };
-use redmesh_api::ids::HostId;
+use redmesh_api::ids::{HostId, MeshId};
+use redmesh_api::join::{CaPin, EXPORTER_BYTES, JoinAsk, JoinRefusal, JoinReply, JoinRequest, JoinToken};
 use redmesh_api::level::{ClusterSpec, Stamp};
 use redmesh_api::run::{RunSpec, RunUntil};
 use redmesh_api::workload::Workload;
@@ -12,6 +13,7 @@ use redmesh_tests::fuzz::fuzz;
 
 use crate::cluster::{ClusterInfo, InfoMap, ServerVersion, Topology, redis_conf};
 use crate::config::{Config, Overrides};
+use crate::enrol::signer::Request;
 use crate::facts::HostFacts;
 use crate::load::resp;
 use crate::peer::{PeerReply, PeerRequest};
@@ -57,6 +59,22 @@ fn fuzz_frames_and_what_they_carry() {
     seeds.push(encoded(codec::encode(&PeerReply::Level(Some(Box::default())))));
     seeds.push(encoded(codec::encode(&hello)));
     seeds.push(encoded(codec::encode(&HelloReply::Welcome(hello))));
+    let token = JoinToken::generate(MeshId(uuid::Uuid::nil()), CaPin::of(b"ca")).expect("a token");
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let csr = rcgen::CertificateParams::default().serialize_request(&key).expect("a request");
+    let ask = JoinAsk {
+        mesh: token.mesh,
+        name: "a".to_owned(),
+        ip: [127, 0, 0, 1].into(),
+        csr: csr.der().to_vec(),
+        unix_ms: 1,
+    };
+    seeds.push(encoded(codec::encode(&ask)));
+    let proof = token.prove(b"", &[0; EXPORTER_BYTES]).expect("a proof");
+    seeds.push(encoded(codec::encode(&JoinRequest { token: token.id(), ask: Vec::new(), proof })));
+    seeds.push(encoded(codec::encode(&JoinReply::Refused(JoinRefusal::unproven()))));
+    seeds.push(csr.der().to_vec());
+    seeds.push(token.text().into_bytes());
     fuzz("frames", seeds, |bytes| {
         if let Some(header) = bytes.first_chunk::<HEADER_BYTES>() {
             for direction in [Direction::Request, Direction::Reply] {
@@ -75,6 +93,11 @@ fn fuzz_frames_and_what_they_carry() {
         let _ = codec::decode::<PeerReply>(bytes);
         let _ = codec::decode::<Hello>(bytes);
         let _ = codec::decode::<HelloReply>(bytes);
+        let _ = codec::decode::<JoinRequest>(bytes);
+        let _ = codec::decode::<JoinAsk>(bytes);
+        let _ = codec::decode::<JoinReply>(bytes);
+        let _ = Request::parse(bytes);
+        let _ = JoinToken::parse(&text(bytes));
         let _ = serde_json::from_slice::<HostFacts>(bytes);
         let _ = redmesh_api::frames::readable(bytes);
     });

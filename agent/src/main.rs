@@ -8,10 +8,12 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use redmesh_agent::app;
 use redmesh_agent::config::{Config, LogConfig, LogFormat, Overrides};
+use redmesh_agent::enrol::{Joining, dial};
 use redmesh_agent::identity;
 use redmesh_agent::reload::{Reloads, SetLog};
 use redmesh_agent::supervisor::{self, Ended};
 use redmesh_agent::transport::quic::QuicTransport;
+use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -23,10 +25,15 @@ Examples:
   redmesh-agent --config agent.toml --set mesh.bootstrap_expect=3
   REDMESH_LOG__LEVEL=debug redmesh-agent --config agent.toml
   redmesh-agent check-config --config agent.toml
+  redmesh-agent join --token-file join-token --peers 10.0.0.1
   redmesh-agent stop-servers
 
 Settings come from the file, then from REDMESH_<SECTION>__<KEY> variables, then from
 --set flags; later ones win. deploy/agent.example.toml explains every key.";
+
+/// Between two rounds of asking to join the service manager is told to go on waiting for so
+/// long, microseconds.
+const JOIN_EXTENDS_BY_US: u32 = 300_000_000;
 
 /// The agent of a redmesh: one per host.
 #[derive(Debug, Parser)]
@@ -58,6 +65,19 @@ struct Settings {
 enum Command {
     /// Say whether the configuration can be used, and stop.
     CheckConfig,
+    /// Get this host's certificate by a join token, and stop; a start of the agent does the
+    /// same by itself where join.token_file is set.
+    Join {
+        /// File with the token [default: join.token_file].
+        #[arg(long, value_name = "FILE")]
+        token_file: Option<PathBuf>,
+        /// Agents to ask, as host or host:port [default: join.peers, or the hosts of mesh.seeds].
+        #[arg(long, value_delimiter = ',', value_name = "HOST,…")]
+        peers: Vec<String>,
+        /// Name to ask for [default: join.name, or the machine's].
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
+    },
     /// Ask this host's redis-servers to end, and wait; refused while an agent runs here,
     /// which would start them again.
     StopServers {
@@ -95,6 +115,15 @@ fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Some(Command::CheckConfig) => return check(&path, &config),
         Some(Command::StopServers { patience }) => return stop_servers(&config, patience),
+        Some(Command::Join { token_file, peers, name }) => {
+            let mut config = config;
+            config.join.token_file = token_file.or(config.join.token_file);
+            config.join.name = name.or(config.join.name);
+            if !peers.is_empty() {
+                config.join.peers = peers;
+            }
+            return join(&config);
+        }
         Some(Command::PackageFiles { .. }) | None => {}
     }
     if cli.exit_with_parent {
@@ -109,10 +138,41 @@ fn run(cli: Cli) -> Result<()> {
     runtime.block_on(async {
         let stop = CancellationToken::new();
         stop_on_signals(stop.clone())?;
+        if dial::is_due(&config) && !join_first(&config, &stop).await? {
+            return Ok(());
+        }
         let hangups = signal(SignalKind::hangup()).context("can't listen for SIGHUP")?;
         let load = Box::new(move || Config::load(&path, &overrides));
         app::run(config, Reloads { hangups, load, set_log }, stop).await
     })
+}
+
+/// Gets this host's certificate; false if it was asked to stop meanwhile.
+async fn join_first(config: &Config, stop: &CancellationToken) -> Result<bool> {
+    let joining = Joining::of(config)?;
+    info!("{}", joining.intent());
+    let waiting = |words: &str| {
+        let status = format!("waiting for {words}");
+        let more = NotifyState::ExtendTimeoutUsec(JOIN_EXTENDS_BY_US);
+        let _ = sd_notify::notify(&[NotifyState::Status(&status), more]);
+    };
+    tokio::select! {
+        joined = joining.join(waiting) => joined.map(|_| true).context("can't join the mesh"),
+        () = stop.cancelled() => Ok(false),
+    }
+}
+
+fn join(config: &Config) -> Result<()> {
+    let identity = config.identity_dir.display();
+    if config.identity_dir.join("cert.pem").exists() {
+        bail!("{identity} has a certificate already: take cert.pem and key.pem away to join anew");
+    }
+    let _set_log = start_logging(&config.log)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let joining = Joining::of(config)?;
+    let name = runtime.block_on(joining.join(|_| {})).context("can't join the mesh")?;
+    let words = format!("joined as {name}: the certificate is in {identity}\n");
+    std::io::Write::write_all(&mut std::io::stdout(), words.as_bytes()).context("can't write to stdout")
 }
 
 /// Everything that can be known of a configuration without running it.
@@ -120,6 +180,12 @@ fn check(path: &Path, config: &Config) -> Result<()> {
     redmesh_agent::cluster::redis_conf::check_directives(
         &config.redis.directives.clone().into_iter().collect::<Vec<_>>(),
     )?;
+    if dial::is_due(config) {
+        filter(&config.log)?;
+        let words = format!("{} is valid: {}\n", path.display(), Joining::of(config)?.intent());
+        return std::io::Write::write_all(&mut std::io::stdout(), words.as_bytes())
+            .context("can't write to stdout");
+    }
     let identity = redmesh_api::tls::Identity::load(&config.identity_dir)
         .with_context(|| format!("identity.dir = {}", config.identity_dir.display()))?;
     QuicTransport::check_identity(&identity, config.mesh.advertise)?;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use redmesh_api::codec::Channel;
 use redmesh_api::control::{ControlReply, ControlRequest, InstanceView, Refusal};
 use redmesh_api::ids::{NodeId, PlanId, RunId};
+use redmesh_api::join::{Enrolled, JoinRefusal, TokenId};
 use redmesh_api::level::{ClusterSpec, Level, Stamp};
 use redmesh_api::run::{ServerSample, ShareDetail, Tally};
 use serde::{Deserialize, Serialize};
@@ -68,6 +69,13 @@ pub enum PeerRequest {
     },
     /// A control request passed on to the coordinator. → `Control`
     Forward(ControlRequest),
+    /// Use a join token up by one; only the coordinator does. → `Enrolled`
+    Enrol {
+        /// Which.
+        token: TokenId,
+        /// For whom.
+        host: Box<Enrolled>,
+    },
 }
 
 /// An answer between agents.
@@ -116,6 +124,8 @@ pub enum PeerReply {
     Readings(Box<Readings>),
     /// See [`PeerRequest::Forward`].
     Control(Box<ControlReply>),
+    /// See [`PeerRequest::Enrol`].
+    Enrolled(Result<(), JoinRefusal>),
     /// Not done, and why.
     Refused(Refusal),
 }
@@ -220,6 +230,8 @@ mod tests {
         let share =
             ShareRequest { run: RunRef::Latest, host: "host-3".to_owned(), workers: 5, writes: Some(9) };
         let verify = VerifyRequest { run: RunRef::Latest, sample: Some(100), workers: 20 };
+        let enrolled =
+            Enrolled { name: "a".to_owned(), ip: [10, 0, 0, 1].into(), key: [2; 32], at_unix_ms: 3 };
         let mut spec = RunSpec::closed_loop(pool(), 7, RunUntil::Seconds(60));
         (spec.rate, spec.ramp_s, spec.warm_up_s, spec.threads_per_host) = (Some(1000), 1, 2, Some(3));
         let read = ReadBack { of: run, wrap: Some(5), pipeline: 2, per_million: 1000 };
@@ -253,6 +265,7 @@ mod tests {
             PeerRequest::Clock,
             PeerRequest::Preflight { spec: ClusterSpec::default(), plan: Some(PlanId(Uuid::from_u128(2))) },
             PeerRequest::Forward(ControlRequest::RunList),
+            PeerRequest::Enrol { token: TokenId::of(&[1; 32]), host: Box::new(enrolled) },
             PeerRequest::Forward(ControlRequest::RunShare(share)),
             PeerRequest::Forward(ControlRequest::RunVerify(verify)),
             PeerRequest::Forward(ControlRequest::RunStart(spec.clone())),
@@ -289,6 +302,8 @@ mod tests {
             PeerReply::Clock { unix_ms: u64::MAX },
             PeerReply::Readings(Box::new(crate::preflight::readings::roomy("a"))),
             PeerReply::Control(Box::new(ControlReply::Runs(Vec::new()))),
+            PeerReply::Enrolled(Ok(())),
+            PeerReply::Enrolled(Err(JoinRefusal::unproven())),
             PeerReply::Refused(refusal),
         ] {
             let bytes = codec::encode(&reply).expect("encodes");

@@ -9,6 +9,7 @@ use crate::cluster::ClusterCommand;
 use crate::demo::DemoArgs;
 use crate::deploy::DeployCommand;
 use crate::doctor::DoctorArgs;
+use crate::join_token::JoinTokenCommand;
 use crate::output::Format;
 use crate::pki::PkiCommand;
 use crate::run::RunCommand;
@@ -28,6 +29,7 @@ Examples:
   redmeshctl pki init --dir pki --mesh prod
   redmeshctl pki issue --dir pki --host db-1 --ip 10.0.0.1
   redmeshctl pki issue --dir pki --operator alice --out ~/.config/redmesh
+  redmeshctl pki signer --dir pki --host db-1
   redmeshctl pki show pki/db-1";
 
 /// Drives a redmesh: a Redis Cluster over many hosts, formed and loaded by their agents.
@@ -77,6 +79,9 @@ pub enum Command {
     /// Write into the cluster and count exactly
     #[command(subcommand)]
     Run(RunCommand),
+    /// Let hosts without a certificate join, for a while
+    #[command(subcommand)]
+    JoinToken(JoinTokenCommand),
     /// Render what hosts are set up with: cloud-init, firewall, Prometheus
     #[command(subcommand)]
     Deploy(DeployCommand),

@@ -249,7 +249,10 @@ pub fn repeatable(request: &ControlRequest) -> bool {
         | ControlRequest::RunStop(_)
         | ControlRequest::RunList
         | ControlRequest::RunShow { .. }
-        | ControlRequest::RunDetail(_) => true,
+        | ControlRequest::RunDetail(_)
+        | ControlRequest::TokenCreate(_)
+        | ControlRequest::TokenList
+        | ControlRequest::TokenRevoke(_) => true,
     }
 }
 

@@ -12,6 +12,7 @@ mod demo;
 mod deploy;
 mod doctor;
 mod exit;
+mod join_token;
 mod members;
 mod output;
 mod pki;
@@ -82,6 +83,12 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
             exit
         }
         Command::Run(command) => run::run(command, session, &output).await,
+        Command::JoinToken(command) => {
+            let mut session = session()?;
+            let exit = join_token::run(command, &mut session, &output).await;
+            session.close().await;
+            exit
+        }
         Command::Deploy(command) => deploy::run(command, session, &output).await,
         Command::PackageFiles { dir } => {
             redmesh_assets::write(Cli::command(), "1", &dir)?;

@@ -1,4 +1,4 @@
-//! The mesh's own certificate authority: `pki init`, `pki issue`, `pki show`.
+//! The mesh's own certificate authority: `pki init`, `pki issue`, `pki signer`, `pki show`.
 //!
 //! A CA directory holds `ca.pem`, `ca.key` and `redis.secret`; every identity issued is a
 //! directory with `ca.pem`, `cert.pem` and `key.pem` to be carried to its host, a host's
@@ -18,9 +18,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand};
 use rcgen::{
-    BasicConstraints, Certificate, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PublicKeyData,
+    BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData,
 };
+use redmesh_api::issue::{self, SIGNER_CERT_FILE, SIGNER_KEY_FILE, Validity};
 use redmesh_api::secret::{REDIS_SECRET_FILE, RedisSecret};
 use redmesh_api::tls::{self, NAME_BYTES_MAX, Role};
 use rustls::pki_types::CertificateDer;
@@ -32,6 +32,9 @@ pub const CA_DAYS: u32 = 3650;
 
 /// Days that a host's or operator's certificate is valid unless said otherwise.
 pub const LEAF_DAYS: u32 = 365;
+
+/// Days that a signer is valid unless said otherwise.
+pub const SIGNER_DAYS: u32 = 90;
 
 /// Longest validity that can be asked for, days.
 pub const DAYS_MAX: i64 = 36500;
@@ -46,6 +49,8 @@ pub enum PkiCommand {
     Init(InitArgs),
     /// Issue a certificate for a host or for an operator
     Issue(IssueArgs),
+    /// Make a key with which a host's agent signs for hosts that join by token
+    Signer(SignerArgs),
     /// Print what a certificate says
     Show(ShowArgs),
     /// Print the password that clients of the mesh's redis-servers give
@@ -106,6 +111,26 @@ pub struct IssueArgs {
     pub valid_from_days_ago: Option<u32>,
 }
 
+/// Arguments of `pki signer`.
+#[derive(Debug, Args)]
+pub struct SignerArgs {
+    /// Directory with ca.pem and ca.key
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Name of the host that is to sign
+    #[arg(long, value_name = "NAME")]
+    pub host: String,
+    /// Days that it may sign
+    #[arg(long, default_value_t = SIGNER_DAYS, value_parser = clap::value_parser!(u32).range(1..=DAYS_MAX))]
+    pub days: u32,
+    /// Directory to write signer.pem and signer.key into [default: DIR/NAME]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Replace the signer that is there
+    #[arg(long)]
+    pub renew: bool,
+}
+
 /// Arguments of `pki show`.
 #[derive(Debug, Args)]
 pub struct ShowArgs {
@@ -122,32 +147,23 @@ pub struct RedisPasswordArgs {
     pub dir: PathBuf,
 }
 
-/// When a certificate is valid.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Validity {
-    from: OffsetDateTime,
-    until: OffsetDateTime,
+/// From now (less a little, since clocks differ) for so many days.
+fn for_days(days: u32) -> Validity {
+    let now = OffsetDateTime::now_utc();
+    Validity { from: now - CLOCK_SKEW, until: now + Duration::days(i64::from(days)) }
 }
 
-impl Validity {
-    /// From now (less a little, since clocks differ) for so many days.
-    pub fn days(days: u32) -> Self {
-        let now = OffsetDateTime::now_utc();
-        Self { from: now - CLOCK_SKEW, until: now + Duration::days(i64::from(days)) }
-    }
-
-    /// For `days` from `days_ago` on; over already when that is longer ago.
-    pub fn days_since(days_ago: u32, days: u32) -> Self {
-        let from = OffsetDateTime::now_utc() - Duration::days(i64::from(days_ago));
-        Self { from, until: from + Duration::days(i64::from(days)) }
-    }
+/// For `days` from `days_ago` on; over already when that is longer ago.
+pub fn days_since(days_ago: u32, days: u32) -> Validity {
+    let from = OffsetDateTime::now_utc() - Duration::days(i64::from(days_ago));
+    Validity { from, until: from + Duration::days(i64::from(days)) }
 }
 
 /// Runs a command and returns what to print.
 pub fn run(command: &PkiCommand) -> Result<String> {
     match command {
         PkiCommand::Init(args) => {
-            init_for(&args.dir, &args.mesh, Validity::days(args.days))?;
+            init_for(&args.dir, &args.mesh, for_days(args.days))?;
             Ok(format!(
                 "Made the CA of mesh {:?} in {dir} (keep {dir}/ca.key to yourself; hosts never need it), and the \
                  secret of its redis-servers' passwords.\nNext: redmeshctl pki issue --dir {dir} --host NAME --ip \
@@ -163,8 +179,8 @@ pub fn run(command: &PkiCommand) -> Result<String> {
                 _ => bail!("give either --host NAME or --operator NAME"),
             };
             let validity = match args.valid_from_days_ago {
-                Some(ago) => Validity::days_since(ago, args.days),
-                None => Validity::days(args.days),
+                Some(ago) => days_since(ago, args.days),
+                None => for_days(args.days),
             };
             let out = args.out.clone().unwrap_or_else(|| args.dir.join(subject.name()));
             issue(&args.dir, subject, &out, validity, args.renew)?;
@@ -174,6 +190,16 @@ pub fn run(command: &PkiCommand) -> Result<String> {
             };
             Ok(format!("Wrote {files} into {}", out.display()))
         }
+        PkiCommand::Signer(args) => {
+            let out = args.out.clone().unwrap_or_else(|| args.dir.join(&args.host));
+            signer(&args.dir, &args.host, &out, for_days(args.days), args.renew)?;
+            Ok(format!(
+                "Wrote {SIGNER_CERT_FILE} and {SIGNER_KEY_FILE} into {}: in the identity directory of host {} they let \
+                 its agent make hosts' certificates (after a restart of the agent)",
+                out.display(),
+                args.host
+            ))
+        }
         PkiCommand::Show(args) => show(&args.path),
         PkiCommand::RedisPassword(args) => Ok(RedisSecret::load(&args.dir)?.client_password()),
     }
@@ -181,20 +207,20 @@ pub fn run(command: &PkiCommand) -> Result<String> {
 
 /// Makes a CA in `dir`, and the secret of the mesh's redis-servers.
 pub fn init(dir: &Path, mesh: &str) -> Result<()> {
-    init_for(dir, mesh, Validity::days(CA_DAYS))
+    init_for(dir, mesh, for_days(CA_DAYS))
 }
 
 /// Issues a host's identity into `dir/name`, which it returns.
 pub fn issue_host(dir: &Path, name: &str, ips: &[IpAddr]) -> Result<PathBuf> {
     let out = dir.join(name);
-    issue(dir, Subject::Host { name, ips }, &out, Validity::days(LEAF_DAYS), false)?;
+    issue(dir, Subject::Host { name, ips }, &out, for_days(LEAF_DAYS), false)?;
     Ok(out)
 }
 
 /// Issues an operator's identity into `dir/name`, which it returns.
 pub fn issue_operator(dir: &Path, name: &str) -> Result<PathBuf> {
     let out = dir.join(name);
-    issue(dir, Subject::Operator { name, read_only: false }, &out, Validity::days(LEAF_DAYS), false)?;
+    issue(dir, Subject::Operator { name, read_only: false }, &out, for_days(LEAF_DAYS), false)?;
     Ok(out)
 }
 
@@ -250,7 +276,8 @@ pub fn init_for(dir: &Path, mesh: &str, validity: Validity) -> Result<()> {
     }
     let key = KeyPair::generate().context("can't generate a key")?;
     let mut params = CertificateParams::default();
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    // One level of signers may stand below it.
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.distinguished_name.push(DnType::OrganizationName, mesh);
     // Two CAs of meshes of the same name must differ, or the wrong one looks like a forgery.
@@ -273,13 +300,11 @@ pub fn issue(dir: &Path, subject: Subject<'_>, out: &Path, validity: Validity, r
         tls::valid_name(name),
         "{role} name {name:?} must be 1 to {NAME_BYTES_MAX} of a-z, 0-9 and -, with no - at either end"
     );
-    let mut names = vec![format!("{name}{}", role.suffix())];
     if let Subject::Host { ips, .. } = subject {
         ensure!(!ips.is_empty(), "host {name} needs at least one --ip: agents are dialled by address");
         if let Some(ip) = ips.iter().find(|ip| ip.is_unspecified() || ip.is_multicast()) {
             bail!("{ip} is not an address that host {name} can be reached at");
         }
-        names.extend(ips.iter().map(ToString::to_string));
     }
     let (ca_pem, issuer) = authority(dir)?;
     let secret = match subject {
@@ -292,7 +317,12 @@ pub fn issue(dir: &Path, subject: Subject<'_>, out: &Path, validity: Validity, r
         ensure!(renew || !there, "{} is there already: --renew replaces it", path.display());
     }
     let key = KeyPair::generate().context("can't generate a key")?;
-    let cert = leaf(names, &key, &issuer, validity)?;
+    let ips = match subject {
+        Subject::Host { ips, .. } => ips,
+        Subject::Operator { .. } => &[],
+    };
+    let cert = issue::leaf(&issue::names(role, name, ips), &key, &issuer, validity)
+        .context("can't sign the certificate")?;
     make_dir(out)?;
     replace(&out.join("ca.pem"), ca_pem.as_bytes(), 0o644)?;
     if let Some(secret) = secret {
@@ -303,22 +333,20 @@ pub fn issue(dir: &Path, subject: Subject<'_>, out: &Path, validity: Validity, r
     replace(&out.join("cert.pem"), cert.pem().as_bytes(), 0o644)
 }
 
-fn leaf(
-    names: Vec<String>,
-    key: &KeyPair,
-    issuer: &Issuer<'_, KeyPair>,
-    validity: Validity,
-) -> Result<Certificate> {
-    let mut params =
-        CertificateParams::new(names.clone()).context("can't put the names into a certificate")?;
-    params.distinguished_name.push(DnType::CommonName, names[0].as_str());
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    // Every agent both dials and is dialled.
-    params.extended_key_usages =
-        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-    params.use_authority_key_identifier_extension = true;
-    (params.not_before, params.not_after) = (validity.from, validity.until);
-    params.signed_by(key, issuer).context("can't sign the certificate")
+/// Makes a signer for the host `name`, into `out`.
+pub fn signer(dir: &Path, name: &str, out: &Path, validity: Validity, renew: bool) -> Result<()> {
+    ensure!(tls::valid_name(name), "{name:?} is no host's name: 1 to {NAME_BYTES_MAX} of a-z, 0-9 and -");
+    let (_, issuer) = authority(dir)?;
+    for file in [SIGNER_CERT_FILE, SIGNER_KEY_FILE] {
+        let path = out.join(file);
+        let there = path.try_exists().with_context(|| format!("can't look for {}", path.display()))?;
+        ensure!(renew || !there, "{} is there already: --renew replaces it", path.display());
+    }
+    let key = KeyPair::generate().context("can't generate a key")?;
+    let cert = issue::signer(name, &key, &issuer, validity).context("can't sign the certificate")?;
+    make_dir(out)?;
+    replace(&out.join(SIGNER_KEY_FILE), key.serialize_pem().as_bytes(), 0o600)?;
+    replace(&out.join(SIGNER_CERT_FILE), cert.pem().as_bytes(), 0o644)
 }
 
 fn authority(dir: &Path) -> Result<(String, Issuer<'static, KeyPair>)> {

@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use redmesh_api::control::{
     ClusterCheck, ClusterCreate, ClusterStatus, ControlReply, ControlRequest, Members, Refusal, RefusalKind,
-    RunDetail, RunRef, RunView, ShareRequest, VerifyRequest,
+    RunDetail, RunRef, RunView, ShareRequest, TokenCreate, VerifyRequest,
 };
+use redmesh_api::join::{CaPin, TokenId, TokenRecord};
 use redmesh_api::level::{ClusterPlan, ClusterSpec};
 use redmesh_api::preflight::{Check, Finding, Report};
 use redmesh_api::run::{Run, RunSpec};
@@ -120,6 +121,11 @@ impl Session {
     /// Whom it asks.
     pub fn agent(&self) -> SocketAddr {
         self.agent
+    }
+
+    /// The CA that a host which joins is to trust: the first of this operator's.
+    pub fn ca(&self) -> Option<CaPin> {
+        self.identity.cas().first().map(|ca| CaPin::of(ca))
     }
 
     /// Says goodbye.
@@ -267,6 +273,30 @@ impl Session {
         match self.request(&ControlRequest::RunDetail(run)).await? {
             ControlReply::RunDetail(detail) => Ok(detail),
             _ => Err(self.unexpected("RunDetail")),
+        }
+    }
+
+    /// Makes the mesh let hosts in that prove a token.
+    pub async fn token_create(&mut self, create: TokenCreate) -> Result<TokenRecord, SessionError> {
+        match self.request_of_coordinator(&ControlRequest::TokenCreate(create)).await? {
+            ControlReply::Token(token) => Ok(token),
+            _ => Err(self.unexpected("TokenCreate")),
+        }
+    }
+
+    /// All join tokens that are remembered.
+    pub async fn tokens(&mut self) -> Result<Vec<TokenRecord>, SessionError> {
+        match self.request(&ControlRequest::TokenList).await? {
+            ControlReply::Tokens(tokens) => Ok(tokens),
+            _ => Err(self.unexpected("TokenList")),
+        }
+    }
+
+    /// Takes a join token back.
+    pub async fn token_revoke(&mut self, id: TokenId) -> Result<TokenRecord, SessionError> {
+        match self.request_of_coordinator(&ControlRequest::TokenRevoke(id)).await? {
+            ControlReply::Token(token) => Ok(token),
+            _ => Err(self.unexpected("TokenRevoke")),
         }
     }
 

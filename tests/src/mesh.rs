@@ -27,6 +27,8 @@ static SUBNET: AtomicU8 = AtomicU8::new(100);
 pub struct MeshBuilder {
     hosts: usize,
     expect: Option<usize>,
+    spare: usize,
+    signers: usize,
     keep_servers: bool,
     extra: String,
     extra_of: BTreeMap<usize, String>,
@@ -62,6 +64,8 @@ impl MeshBuilder {
         Self {
             hosts,
             expect: None,
+            spare: 0,
+            signers: 0,
             keep_servers: false,
             extra: String::new(),
             extra_of: BTreeMap::new(),
@@ -72,6 +76,19 @@ impl MeshBuilder {
     /// Another `bootstrap_expect` than the number of hosts.
     pub fn expecting(mut self, hosts: usize) -> Self {
         self.expect = Some(hosts);
+        self
+    }
+
+    /// So many of the hosts have what it takes to let others join.
+    pub fn signers(mut self, hosts: usize) -> Self {
+        self.signers = hosts;
+        self
+    }
+
+    /// Further hosts that have no certificate, and are not started: each is to join by the
+    /// token in [`Mesh::token_file`].
+    pub fn spare(mut self, hosts: usize) -> Self {
+        self.spare = hosts;
         self
     }
 
@@ -104,17 +121,18 @@ impl MeshBuilder {
         let turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let dir = tempfile::Builder::new().prefix("redmesh-test-").tempdir().expect("temp dir");
         let subnet = SUBNET.fetch_add(1, Ordering::Relaxed);
-        let agents = (0..self.hosts).map(|_| None).collect();
+        let (hosts, all) = (self.hosts, self.hosts + self.spare);
+        let agents = (0..all).map(|_| None).collect();
         let mut mesh = Mesh { dir, subnet, agents, builder: self, password: OnceLock::new(), _turn: turn };
         mesh.prepare();
-        (0..mesh.agents.len()).for_each(|host| mesh.start_agent(host));
+        (0..hosts).for_each(|host| mesh.start_agent(host));
         mesh
     }
 
     /// Starts the agents and waits until a coordinator acts and all are members.
     pub fn ready(self) -> Mesh {
         let mesh = self.start();
-        mesh.await_members(mesh.agents.len());
+        mesh.await_members(mesh.builder.hosts);
         mesh
     }
 }
@@ -152,11 +170,37 @@ impl Mesh {
         self.ctl_ok(&["pki", "issue", "--dir", pki, "--operator", "tester"]);
         for host in 0..self.agents.len() {
             let name = format!("host-{}", host + 1);
-            self.ctl_ok(&["pki", "issue", "--dir", pki, "--host", &name, "--ip", &self.ip(host)]);
+            if host < self.builder.hosts {
+                self.ctl_ok(&["pki", "issue", "--dir", pki, "--host", &name, "--ip", &self.ip(host)]);
+            }
+            if host < self.builder.signers {
+                self.ctl_ok(&["pki", "signer", "--dir", pki, "--host", &name]);
+            }
             let dir = self.host_dir(host);
             std::fs::create_dir_all(&dir).expect("make a host's directory");
             std::fs::write(dir.join("agent.toml"), self.config_of(host)).expect("write a config");
         }
+    }
+
+    /// Where a spare host looks for its token.
+    pub fn token_file(&self) -> PathBuf {
+        self.dir().join("join-token")
+    }
+
+    /// A host's certificate and key.
+    pub fn identity_dir(&self, host: usize) -> PathBuf {
+        match host < self.builder.hosts {
+            true => self.dir().join(format!("pki/host-{}", host + 1)),
+            false => self.host_dir(host).join("identity"),
+        }
+    }
+
+    fn join_of(&self, host: usize) -> String {
+        if host < self.builder.hosts {
+            return String::new();
+        }
+        let token = self.token_file();
+        format!("[join]\ntoken_file = \"{}\"\nname = \"host-{}\"\n", token.display(), host + 1)
     }
 
     fn config_of(&self, host: usize) -> String {
@@ -164,11 +208,12 @@ impl Mesh {
         let ip = self.ip(host);
         format!(
             "[mesh]\nname = \"test\"\nlisten = \"{ip}:7379\"\nseeds = [\"{seed}\"]\nbootstrap_expect = {expect}\n\
-             gossip_interval_ms = 100\n[identity]\ndir = \"{pki}\"\n[state]\ndir = \"{state}\"\n\
+             gossip_interval_ms = 100\n{join}[identity]\ndir = \"{pki}\"\n[state]\ndir = \"{state}\"\n\
              [http]\nlisten = \"{ip}:7380\"\n[redis]\ndata_dir = \"{data}\"\non_agent_exit = \"{exit}\"\n{extra}{extra_of}",
             seed = self.agent_addr(0),
             expect = self.builder.expect.unwrap_or(self.builder.hosts),
-            pki = self.dir().join(format!("pki/host-{}", host + 1)).display(),
+            join = self.join_of(host),
+            pki = self.identity_dir(host).display(),
             state = dir.join("state").display(),
             data = dir.join("redis_cluster").display(),
             exit = if self.builder.keep_servers { "leave" } else { "stop" },

@@ -8,10 +8,10 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::limits::{CONTROL_REQUEST_BYTES_MAX, FRAME_BYTES_MAX, HELLO_BYTES_MAX};
+use crate::limits::{CONTROL_REQUEST_BYTES_MAX, FRAME_BYTES_MAX, HELLO_BYTES_MAX, JOIN_BYTES_MAX};
 
 /// Version of frames and payloads. A peer of another version is refused by number.
-pub const PROTOCOL_VERSION: u8 = 2;
+pub const PROTOCOL_VERSION: u8 = 3;
 
 /// Bytes of a frame's header.
 pub const HEADER_BYTES: usize = 6;
@@ -30,6 +30,8 @@ pub enum Channel {
     Gossip = 4,
     /// What two agents tell each other first on a connection, and again when it changes.
     Hello = 5,
+    /// A stranger's [`crate::join::JoinRequest`], on the join service's port alone.
+    Join = 6,
 }
 
 /// Which way a frame travels; requests of strangers to the mesh are held shorter.
@@ -49,6 +51,7 @@ impl Channel {
             // One chitchat message is at most a UDP datagram's payload.
             (Channel::Gossip, _) => 65_507,
             (Channel::Hello, _) => HELLO_BYTES_MAX,
+            (Channel::Join, _) => JOIN_BYTES_MAX,
             _ => FRAME_BYTES_MAX,
         }
     }
@@ -154,6 +157,7 @@ pub fn parse_header(bytes: [u8; HEADER_BYTES], direction: Direction) -> Result<(
         3 => Channel::Raft,
         4 => Channel::Gossip,
         5 => Channel::Hello,
+        6 => Channel::Join,
         got => return Err(CodecError::Channel { got }),
     };
     let len = u32::from_le_bytes([a, b, c, d]) as usize;

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{HostId, MeshId};
+use crate::join::{TokenId, TokenRecord};
 use crate::level::{ClusterPlan, ClusterSpec, PlanStage, Stamp};
 use crate::preflight::{Check, Finding, Report};
 use crate::run::{LatencySummary, Run, RunSpec, ShareDetail, Tally};
@@ -43,6 +44,12 @@ pub enum ControlRequest {
     },
     /// One run with all that its hosts kept. → `RunDetail`
     RunDetail(RunRef),
+    /// Let hosts in that prove this token. → `Token`
+    TokenCreate(TokenCreate),
+    /// All join tokens that the mesh remembers. → `Tokens`
+    TokenList,
+    /// Let nobody in any more by this token. → `Token`
+    TokenRevoke(TokenId),
 }
 
 impl ControlRequest {
@@ -61,6 +68,9 @@ impl ControlRequest {
             Self::RunList => "RunList",
             Self::RunShow { .. } => "RunShow",
             Self::RunDetail(_) => "RunDetail",
+            Self::TokenCreate(_) => "TokenCreate",
+            Self::TokenList => "TokenList",
+            Self::TokenRevoke(_) => "TokenRevoke",
         }
     }
 
@@ -72,14 +82,17 @@ impl ControlRequest {
             | Self::RunStart(_)
             | Self::RunShare(_)
             | Self::RunVerify(_)
-            | Self::RunStop(_) => true,
+            | Self::RunStop(_)
+            | Self::TokenCreate(_)
+            | Self::TokenRevoke(_) => true,
             Self::Members
             | Self::Doctor(_)
             | Self::ClusterStatus
             | Self::ClusterCheck
             | Self::RunList
             | Self::RunShow { .. }
-            | Self::RunDetail(_) => false,
+            | Self::RunDetail(_)
+            | Self::TokenList => false,
         }
     }
 }
@@ -91,6 +104,19 @@ pub struct ClusterCreate {
     pub spec: ClusterSpec,
     /// Checks of the preflight that don't stop it when they fail.
     pub force: Vec<Check>,
+}
+
+/// A join token to be; its secret stays with whoever made it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenCreate {
+    /// See [`crate::join::JoinToken::public_key`].
+    pub key: [u8; 32],
+    /// The mesh that its text names.
+    pub mesh: MeshId,
+    /// How long it lets hosts in, seconds.
+    pub ttl_s: u32,
+    /// How many.
+    pub uses: u16,
 }
 
 /// A share for a host that has joined, or for one that can bear more.
@@ -156,6 +182,10 @@ pub enum ControlReply {
     RunDetail(RunDetail),
     /// See [`ControlRequest::RunList`].
     Runs(Vec<RunView>),
+    /// See [`ControlRequest::TokenCreate`] and [`ControlRequest::TokenRevoke`].
+    Token(TokenRecord),
+    /// See [`ControlRequest::TokenList`].
+    Tokens(Vec<TokenRecord>),
     /// Not done, and why.
     Refused(Refusal),
 }

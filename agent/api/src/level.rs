@@ -12,6 +12,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{HostId, MeshId, NodeId, PlanId};
+use crate::join::TokenRecord;
 use crate::run::Run;
 
 /// Number of hash slots of a Redis Cluster (Redis Cluster specification).
@@ -50,6 +51,8 @@ pub struct Level {
     pub plan: Option<ClusterPlan>,
     /// Runs, oldest first; bounded by [`crate::limits::RUNS_KEPT_MAX`].
     pub runs: Vec<Run>,
+    /// Join tokens, oldest first; at most [`crate::join::TOKENS_MAX`].
+    pub tokens: Vec<TokenRecord>,
 }
 
 /// What a person asks of `cluster create`.

@@ -9,8 +9,11 @@
 pub mod codec;
 pub mod control;
 pub mod frames;
+mod hex;
 pub mod histogram;
 pub mod ids;
+pub mod issue;
+pub mod join;
 pub mod level;
 pub mod limits;
 pub mod preflight;

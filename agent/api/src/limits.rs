@@ -6,6 +6,9 @@ pub const CONTROL_REQUEST_BYTES_MAX: usize = 64 * 1024;
 /// Largest frame payload of a hello between agents, bytes.
 pub const HELLO_BYTES_MAX: usize = 4 * 1024;
 
+/// Largest frame payload of a request to join and of its answer, bytes.
+pub const JOIN_BYTES_MAX: usize = 16 * 1024;
+
 /// Largest frame payload otherwise (levels, snapshots, replies), bytes: a plan of
 /// 1000 instances is some 100 KB, a run's server samples some 100 KB each way.
 pub const FRAME_BYTES_MAX: usize = 8 * 1024 * 1024;

@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use ring::rand::SecureRandom;
 use ring::{digest, hmac};
 
+use crate::hex::{from_hex, hex};
+
 /// Its file, in a CA's and in a host's directory; mode 0600.
 pub const REDIS_SECRET_FILE: &str = "redis.secret";
 
@@ -99,18 +101,9 @@ impl RedisSecret {
         format!("{}\n", hex(&self.0))
     }
 
-    fn parse(text: &str) -> Option<Self> {
-        let digits = text.trim_ascii_end().as_bytes();
-        let (pairs, rest) = digits.as_chunks::<2>();
-        if pairs.len() != SECRET_BYTES || !rest.is_empty() {
-            return None;
-        }
-        let mut bytes = [0; SECRET_BYTES];
-        for (byte, [high, low]) in bytes.iter_mut().zip(pairs) {
-            let digit = |c: &u8| char::from(*c).to_digit(16);
-            *byte = u8::try_from(digit(high)? * 16 + digit(low)?).ok()?;
-        }
-        Some(Self(bytes))
+    /// Reads [`RedisSecret::file_text`] back.
+    pub fn parse(text: &str) -> Option<Self> {
+        from_hex(text.trim_ascii_end()).map(Self)
     }
 
     /// Password of the user [`AGENT_USER`].
@@ -132,10 +125,6 @@ impl RedisSecret {
     fn derived(&self, label: &[u8]) -> String {
         hex(hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &self.0), label).as_ref())
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@
 
 mod explain;
 mod identity;
+mod join;
 mod quic;
 
 #[cfg(test)]
@@ -25,6 +26,7 @@ use webpki::EndEntityCert;
 
 pub use explain::{explain, is_refusal, turned_away};
 pub use identity::Identity;
+pub use join::{JOIN_ALPN, join_client_config, join_server_config};
 pub use quic::{
     ALPN, IDLE_TIMEOUT, INITIAL_RTT, KEEP_ALIVE, STRANGER_STREAMS_MAX, STREAMS_MAX, client_config,
     quic_client_config, quic_server_config, server_config, trust_agent,

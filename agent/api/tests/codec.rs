@@ -5,6 +5,9 @@ use proptest::prelude::*;
 use redmesh_api::codec::{self, Channel, CodecError, Direction, HEADER_BYTES, PROTOCOL_VERSION};
 use redmesh_api::control::*;
 use redmesh_api::ids::{HostId, MeshId, NodeId, PlanId, RunId};
+use redmesh_api::join::{
+    Enrolled, JoinAsk, JoinRefusal, JoinReply, JoinRequest, JoinedIdentity, TokenId, TokenRecord,
+};
 use redmesh_api::level::*;
 use redmesh_api::preflight::{Check, Finding, Report, Severity};
 use redmesh_api::run::*;
@@ -65,6 +68,20 @@ fn tally() -> Tally {
         warm_us: 11,
     };
     Tally { host: HostId(7), share: 65_535, epoch: 3, closed: true, counts }
+}
+
+fn token() -> TokenRecord {
+    let key = [7; 32];
+    let host = Enrolled { name: "host-1".to_owned(), ip: [10, 0, 0, 1].into(), key: [8; 32], at_unix_ms: 3 };
+    TokenRecord {
+        id: TokenId::of(&key),
+        key,
+        created_unix_ms: 1,
+        expires_unix_ms: u64::MAX,
+        uses: 2,
+        revoked: true,
+        enrolled: vec![host],
+    }
 }
 
 fn sample() -> ServerSample {
@@ -246,6 +263,14 @@ fn requests() -> Vec<ControlRequest> {
         ControlRequest::RunList,
         ControlRequest::RunShow { run: RunRef::Prefix("ab".to_owned()), latency: true },
         ControlRequest::RunDetail(RunRef::Latest),
+        ControlRequest::TokenCreate(TokenCreate {
+            key: [1; 32],
+            mesh: MeshId(Uuid::from_u128(1)),
+            ttl_s: 2,
+            uses: 3,
+        }),
+        ControlRequest::TokenList,
+        ControlRequest::TokenRevoke(token().id),
     ];
     starts.chain(others).collect()
 }
@@ -334,6 +359,8 @@ fn replies() -> Vec<ControlReply> {
         ControlReply::Run(view()),
         ControlReply::Runs(vec![view()]),
         ControlReply::RunDetail(detail()),
+        ControlReply::Token(token()),
+        ControlReply::Tokens(vec![token()]),
         ControlReply::Refused(Refusal { kind: RefusalKind::Deadline, message: "late".to_owned() }),
         ControlReply::Refused(Refusal { kind: RefusalKind::Preflight, message: "memory".to_owned() }),
     ]
@@ -348,6 +375,32 @@ fn every_request_and_reply_comes_back() {
     for reply in replies() {
         let bytes = codec::encode(&reply).expect("encodes");
         assert_eq!(codec::decode::<ControlReply>(&bytes).expect("decodes"), reply);
+    }
+}
+
+#[test]
+fn what_a_joining_host_says_and_hears_comes_back() {
+    let ask = JoinAsk {
+        mesh: MeshId(Uuid::from_u128(1)),
+        name: "host-1".to_owned(),
+        ip: "2001:db8::1".parse().expect("an address"),
+        csr: vec![1, 2],
+        unix_ms: 3,
+    };
+    let bytes = codec::encode(&ask).expect("encodes");
+    assert_eq!(codec::decode::<JoinAsk>(&bytes).expect("decodes"), ask);
+    let request = JoinRequest { token: token().id, ask: bytes, proof: vec![4; 64] };
+    let bytes = codec::encode(&request).expect("encodes");
+    assert_eq!(codec::decode::<JoinRequest>(&bytes).expect("decodes"), request);
+    let joined = JoinedIdentity {
+        ca: "CA".to_owned(),
+        chain: "chain".to_owned(),
+        redis_secret: Some("top secret".to_owned()),
+    };
+    assert!(!format!("{joined:?}").contains("top secret"));
+    for reply in [JoinReply::Joined(joined), JoinReply::Refused(JoinRefusal::unproven())] {
+        let bytes = codec::encode(&reply).expect("encodes");
+        assert_eq!(codec::decode::<JoinReply>(&bytes).expect("decodes"), reply);
     }
 }
 
@@ -372,6 +425,7 @@ fn levels_with_every_outcome_come_back() {
         mesh: Some(MeshId(Uuid::from_u128(3))),
         plan: Some(plan()),
         runs: outcomes.into_iter().map(run).collect(),
+        tokens: vec![token()],
     };
     let bytes = codec::encode(&level).expect("encodes");
     assert_eq!(codec::decode::<Level>(&bytes).expect("decodes"), level);

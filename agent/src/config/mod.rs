@@ -15,8 +15,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use redmesh_api::join::JOIN_PORT_DEFAULT;
 use redmesh_api::level::BUS_PORT_OFFSET;
 use redmesh_api::limits::THREADS_PER_HOST_MAX;
+use redmesh_api::tls::valid_name;
 
 pub use raw::Overrides;
 use raw::{AUTO, AtOnce};
@@ -53,6 +55,21 @@ pub struct Config {
     pub http_listen: Option<SocketAddr>,
     /// Logging.
     pub log: LogConfig,
+    /// Joining by token, and letting others join.
+    pub join: JoinConfig,
+}
+
+/// `[join]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct JoinConfig {
+    /// A token, by which this host gets its certificate where it has none.
+    pub token_file: Option<PathBuf>,
+    /// The name that it asks for; `None` for the machine's.
+    pub name: Option<String>,
+    /// Agents to ask, `host` or `host:port`; none for the seeds.
+    pub peers: Vec<String>,
+    /// Where hosts that join are heard, if this one has a signer; `None` for nowhere.
+    pub listen: Option<SocketAddr>,
 }
 
 /// `[mesh]`.
@@ -217,6 +234,7 @@ impl Config {
     fn validate(raw: raw::File) -> Result<Self, ConfigError> {
         let mesh = validate_mesh(raw.mesh)?;
         let redis = validate_redis(raw.redis, mesh.advertise.ip())?;
+        let join = validate_join(raw.join, mesh.listen.ip())?;
         let load_threads = raw.load.threads;
         if !(1..=LOAD_THREADS_MAX).contains(&load_threads) {
             return Err(invalid(
@@ -233,6 +251,7 @@ impl Config {
             load_threads,
             http_listen: validate_http(&raw.http.listen)?,
             log: LogConfig { filter: raw.log.level, format: raw.log.format },
+            join,
         })
     }
 }
@@ -358,6 +377,32 @@ fn validate_http(listen: &str) -> Result<Option<SocketAddr>, ConfigError> {
     }
     listen.parse().map(Some).map_err(|_| {
         invalid("http.listen", listen, "must be an address such as \"127.0.0.1:7380\", or \"off\"")
+    })
+}
+
+fn validate_join(raw: raw::Join, mesh_ip: IpAddr) -> Result<JoinConfig, ConfigError> {
+    let listen = match raw.listen.as_str() {
+        "off" => None,
+        AUTO => Some(SocketAddr::new(mesh_ip, JOIN_PORT_DEFAULT)),
+        addr => Some(addr.parse().map_err(|_| {
+            invalid("join.listen", addr, "must be an address such as \"10.0.0.1:7381\", \"auto\" or \"off\"")
+        })?),
+    };
+    if let Some(name) = Some(&raw.name).filter(|name| !name.is_empty() && !valid_name(name)) {
+        return Err(invalid("join.name", name, "must be 1 to 63 of a-z, 0-9 and -, with no - at either end"));
+    }
+    if let Some(peer) = raw.peers.iter().find(|peer| peer.is_empty() || peer.starts_with(':')) {
+        return Err(invalid("join.peers", peer, "must be host or host:port, for example \"10.0.0.1\""));
+    }
+    let token_file = match raw.token_file.as_os_str().is_empty() {
+        true => None,
+        false => Some(absolute("join.token_file", raw.token_file)?),
+    };
+    Ok(JoinConfig {
+        token_file,
+        name: Some(raw.name).filter(|name| !name.is_empty()),
+        peers: raw.peers,
+        listen,
     })
 }
 

@@ -50,6 +50,8 @@ pub(super) struct File {
     pub http: Http,
     #[serde(default)]
     pub log: Log,
+    #[serde(default)]
+    pub join: Join,
 }
 
 #[derive(Debug, Deserialize)]
@@ -198,6 +200,21 @@ pub(super) struct Log {
 impl Default for Log {
     fn default() -> Self {
         Self { level: "info".to_owned(), format: LogFormat::Text }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Join {
+    pub token_file: PathBuf,
+    pub name: String,
+    pub peers: Vec<String>,
+    pub listen: String,
+}
+
+impl Default for Join {
+    fn default() -> Self {
+        Self { token_file: PathBuf::new(), name: String::new(), peers: Vec::new(), listen: AUTO.to_owned() }
     }
 }
 

@@ -1,6 +1,7 @@
 //! What may be asked of the replicated state.
 
 use redmesh_api::ids::{MeshId, NodeId, PlanId, RunId};
+use redmesh_api::join::{Enrolled, TokenId, TokenRecord};
 use redmesh_api::level::{ClusterPlan, Convergence, PlanStage};
 use redmesh_api::run::{Run, RunResult, RunStage, Share};
 use serde::{Deserialize, Serialize};
@@ -64,6 +65,17 @@ pub enum Command {
         given_up: Option<u16>,
         /// What is added; not empty.
         shares: Vec<Share>,
+    },
+    /// Adds a join token.
+    CreateToken(Box<TokenRecord>),
+    /// Takes a join token back.
+    RevokeToken(TokenId),
+    /// Uses a join token up by one: this host is to get a certificate.
+    Enrol {
+        /// By which token.
+        token: TokenId,
+        /// Whom; its time is the coordinator's, and decides whether the token is still good.
+        host: Box<Enrolled>,
     },
 }
 

@@ -4,6 +4,8 @@
 //! Stages only advance, the mesh and the plan are set once, and the level is bounded in
 //! runs and in bytes, because it travels whole.
 
+mod tokens;
+
 use std::collections::BTreeSet;
 
 use redmesh_api::codec;
@@ -37,6 +39,11 @@ pub fn apply(level: &mut Level, stamp: Stamp, command: &Command) -> Applied {
     }
     *level = next;
     Applied::Done
+}
+
+/// What `command` would come to if it were the next entry; but for the level's size.
+pub fn would_apply(level: &Level, command: &Command) -> Applied {
+    change(&mut level.clone(), command)
 }
 
 fn change(level: &mut Level, command: &Command) -> Applied {
@@ -80,6 +87,9 @@ fn change(level: &mut Level, command: &Command) -> Applied {
             None => rejected(format!("run {run} is unknown")),
             Some(known) => close_run(known, result),
         },
+        Command::CreateToken(token) => tokens::create(&mut level.tokens, token),
+        Command::RevokeToken(id) => tokens::revoke(&mut level.tokens, *id),
+        Command::Enrol { token, host } => tokens::enrol(&mut level.tokens, *token, host),
     }
 }
 

@@ -41,6 +41,7 @@ use crate::transport::Transport;
 
 pub use command::{Applied, Command};
 pub use leadership::Leadership;
+pub use machine::would_apply;
 pub use network::Resolve;
 pub use pledge::{Pledge, PledgeReply};
 pub use store::{FILE_NAME, StoreError};

@@ -30,13 +30,18 @@ pub fn forbidden(peer: &Peer, request: &ControlRequest) -> Option<Refusal> {
 
 #[cfg(test)]
 mod tests {
-    use redmesh_api::control::{ClusterCreate, RunRef, ShareRequest, VerifyRequest};
-    use redmesh_api::ids::HostId;
+    use redmesh_api::control::{ClusterCreate, RunRef, ShareRequest, TokenCreate, VerifyRequest};
+    use redmesh_api::ids::{HostId, MeshId};
+    use redmesh_api::join::TokenId;
     use redmesh_api::level::ClusterSpec;
     use redmesh_api::run::{RunSpec, RunUntil};
     use redmesh_api::workload::Workload;
 
     use super::*;
+
+    fn mesh() -> MeshId {
+        MeshId(uuid::Uuid::from_u128(1))
+    }
 
     fn requests() -> (Vec<ControlRequest>, Vec<ControlRequest>) {
         let run = RunRef::Latest;
@@ -48,6 +53,7 @@ mod tests {
             ControlRequest::RunList,
             ControlRequest::RunShow { run: run.clone(), latency: true },
             ControlRequest::RunDetail(run.clone()),
+            ControlRequest::TokenList,
         ];
         let spec = RunSpec::closed_loop(Workload::uuid_counter(), 1, RunUntil::Writes(1));
         let share = ShareRequest { run: run.clone(), host: "h".to_owned(), workers: 1, writes: None };
@@ -57,6 +63,8 @@ mod tests {
             ControlRequest::RunShare(share),
             ControlRequest::RunVerify(VerifyRequest { run: run.clone(), sample: None, workers: 1 }),
             ControlRequest::RunStop(run),
+            ControlRequest::TokenCreate(TokenCreate { key: [1; 32], mesh: mesh(), ttl_s: 60, uses: 1 }),
+            ControlRequest::TokenRevoke(TokenId::of(&[1; 32])),
         ];
         (asking, changing)
     }

@@ -1,4 +1,4 @@
-//! Changes, made on the coordinator alone: create a cluster, start and stop runs.
+//! Changes, made on the coordinator alone: create a cluster, start and stop runs, tokens.
 
 use redmesh_api::control::{
     ClusterCreate, ControlReply, ControlRequest, RefusalKind, RunRef, ShareRequest, VerifyRequest,
@@ -41,6 +41,8 @@ impl Control {
             ControlRequest::RunShare(request) => self.share(&level, &request).await,
             ControlRequest::RunVerify(request) => self.verify(&level, &request).await,
             ControlRequest::RunStop(run) => self.stop(&level, &run).await,
+            ControlRequest::TokenCreate(create) => self.token_create(&level, &create).await,
+            ControlRequest::TokenRevoke(id) => self.token_revoke(&level, id).await,
             other => refused(RefusalKind::Internal, format!("{other:?} changes nothing")),
         }
     }
@@ -336,7 +338,7 @@ fn not_begun(error: &ProposeError) -> ControlReply {
 }
 
 /// A proposal that may be committed all the same, even by a successor.
-fn uncertain(error: &ProposeError) -> ControlReply {
+pub(super) fn uncertain(error: &ProposeError) -> ControlReply {
     let message =
         format!("it may have been done or not: {}; look before trying again", crate::error_chain(error));
     refused(RefusalKind::Deadline, message)

@@ -13,6 +13,7 @@ pub mod joining;
 pub mod runs;
 pub mod serve;
 pub mod surveying;
+pub mod tokens;
 pub mod verify;
 
 use std::sync::Arc;
@@ -80,11 +81,14 @@ impl Control {
             ControlRequest::RunList => ControlReply::Runs(self.run_list()),
             ControlRequest::RunShow { run, latency } => self.run_show(&run, latency).await,
             ControlRequest::RunDetail(run) => self.run_detail(&run).await,
+            ControlRequest::TokenList => self.token_list(),
             ControlRequest::ClusterCreate(_)
             | ControlRequest::RunStart(_)
             | ControlRequest::RunStop(_)
             | ControlRequest::RunShare(_)
-            | ControlRequest::RunVerify(_) => {
+            | ControlRequest::RunVerify(_)
+            | ControlRequest::TokenCreate(_)
+            | ControlRequest::TokenRevoke(_) => {
                 if self.census.acting() {
                     self.change(request).await
                 } else {

@@ -66,7 +66,9 @@ impl Handler for Server {
                 codec::encode(&self.answer(peer, request).await)
             }
             Channel::Raft => self.consensus.handle(payload).await,
-            Channel::Gossip | Channel::Hello => Err(CodecError::Channel { got: channel as u8 }),
+            Channel::Gossip | Channel::Hello | Channel::Join => {
+                Err(CodecError::Channel { got: channel as u8 })
+            }
         }
     }
 }
@@ -106,6 +108,9 @@ impl Server {
             },
             PeerRequest::Forward(request) => {
                 PeerReply::Control(Box::new(self.serve_forwarded(request).await))
+            }
+            PeerRequest::Enrol { token, host } => {
+                PeerReply::Enrolled(self.control.enrol_here(token, *host).await)
             }
         }
     }

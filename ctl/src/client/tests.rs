@@ -148,7 +148,7 @@ async fn a_stranger_reads_why_it_is_refused() {
 
 fn expired(dir: &Path) {
     let subject = pki::Subject::Operator { name: "old", read_only: false };
-    pki::issue(dir, subject, &dir.join("old"), pki::Validity::days_since(10, 5), false).unwrap();
+    pki::issue(dir, subject, &dir.join("old"), pki::days_since(10, 5), false).unwrap();
 }
 
 #[tokio::test]

@@ -12,7 +12,9 @@ use rand::{Rng, SeedableRng};
 use redmesh_agent::app;
 use redmesh_agent::census::Census;
 use redmesh_agent::cluster::AdminPool;
-use redmesh_agent::config::{Config, LogConfig, LogFormat, MeshConfig, OnAgentExit, RedisAuth, RedisConfig};
+use redmesh_agent::config::{
+    Config, JoinConfig, LogConfig, LogFormat, MeshConfig, OnAgentExit, RedisAuth, RedisConfig,
+};
 use redmesh_agent::control::Control;
 use redmesh_agent::disk::Disk;
 use redmesh_agent::effects::Effects;
@@ -110,6 +112,7 @@ impl Host {
             load_threads: 1,
             http_listen: None,
             log: LogConfig { filter: "info".to_owned(), format: LogFormat::Text },
+            join: JoinConfig::default(),
         };
         Self {
             index,

@@ -26,6 +26,7 @@ pub struct Identity {
     name: String,
     certified: Arc<CertifiedKey>,
     key: Arc<PrivateKeyDer<'static>>,
+    cas: Arc<Vec<CertificateDer<'static>>>,
     roots: Arc<RootCertStore>,
 }
 
@@ -43,9 +44,10 @@ impl Identity {
     pub fn load(dir: &Path) -> Result<Self, TlsError> {
         let (ca_path, cert_path, key_path) = (dir.join("ca.pem"), dir.join("cert.pem"), dir.join("key.pem"));
         let mut roots = RootCertStore::empty();
-        for ca in certificates(&ca_path)? {
+        let cas = certificates(&ca_path)?;
+        for ca in &cas {
             roots
-                .add(ca)
+                .add(ca.clone())
                 .map_err(|error| TlsError::Unusable { path: ca_path.clone(), reason: error.to_string() })?;
         }
         let chain = certificates(&cert_path)?;
@@ -62,7 +64,8 @@ impl Identity {
             .map_err(|error| TlsError::Unusable { path: key_path.clone(), reason: error.to_string() })?;
         let certified = CertifiedKey::new(chain, signing);
         certified.keys_match().map_err(|_| TlsError::KeyMismatch { cert: cert_path, key: key_path })?;
-        Ok(Self { role, name, certified: Arc::new(certified), key: Arc::new(key), roots: Arc::new(roots) })
+        let (certified, key) = (Arc::new(certified), Arc::new(key));
+        Ok(Self { role, name, certified, key, cas: Arc::new(cas), roots: Arc::new(roots) })
     }
 
     /// What the certificate entitles to.
@@ -96,6 +99,11 @@ impl Identity {
     /// The CA certificates that peers' chains must lead to.
     pub fn roots(&self) -> &Arc<RootCertStore> {
         &self.roots
+    }
+
+    /// The CA certificates themselves, in the order of the file, DER.
+    pub fn cas(&self) -> &[CertificateDer<'static>] {
+        &self.cas
     }
 
     /// Whether `other` has the same certificate and trusts the same CAs.

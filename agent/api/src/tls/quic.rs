@@ -61,7 +61,7 @@ pub const INCOMING_BUFFER_BYTES: u64 = 16 * 1024;
 pub const INCOMING_BUFFER_TOTAL_BYTES: u64 = 1024 * 1024;
 
 /// What the two ends of a connection have in common.
-fn common() -> TransportConfig {
+pub(super) fn common() -> TransportConfig {
     let mut config = TransportConfig::default();
     let idle = IdleTimeout::try_from(IDLE_TIMEOUT).expect("a few seconds fit into a QUIC integer");
     config
@@ -139,11 +139,16 @@ pub fn quic_server_config(identity: &Identity) -> Result<ServerConfig, TlsError>
     let mut config = ServerConfig::with_crypto(Arc::new(crypto));
     // Hosts keep their addresses; a connection that wanders is nobody's.
     config.transport_config(server_transport()).migration(false);
+    bound_incoming(&mut config);
+    Ok(config)
+}
+
+/// What is kept of connections that nobody has accepted yet.
+pub(super) fn bound_incoming(config: &mut ServerConfig) {
     config
         .max_incoming(INCOMING_MAX)
         .incoming_buffer_size(INCOMING_BUFFER_BYTES)
         .incoming_buffer_size_total(INCOMING_BUFFER_TOTAL_BYTES);
-    Ok(config)
 }
 
 /// [`client_config`] for a quinn endpoint.

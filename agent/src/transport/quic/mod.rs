@@ -22,6 +22,7 @@ mod operators;
 mod pool;
 mod refusals;
 mod serve;
+mod strangers;
 
 #[cfg(test)]
 pub(crate) mod testing;
@@ -50,6 +51,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use hello::{HELLO_PROTOCOL, Hello, HelloReply};
+pub use strangers::{JoinPort, Strangers};
 
 use super::{GOSSIP_QUEUE_MAX, Handler, Peer, Transport, TransportError};
 use gossip::GossipOut;
@@ -168,6 +170,16 @@ pub enum BindError {
     /// The identity can't be used.
     #[error("TLS can't be set up")]
     Tls(#[source] TlsError),
+}
+
+impl BindError {
+    fn of(addr: SocketAddr, source: io::Error) -> Self {
+        match source.kind() {
+            ErrorKind::AddrInUse => Self::InUse { addr },
+            ErrorKind::AddrNotAvailable => Self::NoSuchAddress { addr },
+            _ => Self::Socket { addr, source },
+        }
+    }
 }
 
 /// Figures for metrics; all but the last two only grow.
@@ -294,11 +306,7 @@ impl QuicTransport {
         let name = identity.name().to_owned();
         let server = tls::quic_server_config(&identity).map_err(BindError::Tls)?;
         let client = tls::quic_client_config(&identity).map_err(BindError::Tls)?;
-        let failed = |source: io::Error| match source.kind() {
-            ErrorKind::AddrInUse => BindError::InUse { addr: listen },
-            ErrorKind::AddrNotAvailable => BindError::NoSuchAddress { addr: listen },
-            _ => BindError::Socket { addr: listen, source },
-        };
+        let failed = |source| BindError::of(listen, source);
         let mut config = endpoint_config(&host_secret);
         let runtime = Arc::new(TokioRuntime);
         let (endpoint, udp_buffers) = match wire {
@@ -368,6 +376,11 @@ impl QuicTransport {
         self.shared.endpoint.set_server_config(Some(server));
         self.shared.dialling.send_replace(Dialling { client, identity: identity.clone() });
         Ok(())
+    }
+
+    /// Who we are at the moment.
+    pub fn identity(&self) -> Identity {
+        self.shared.dialling.borrow().identity.clone()
     }
 
     /// When our certificate expires, Unix seconds; `None` if it doesn't say.

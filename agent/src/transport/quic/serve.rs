@@ -395,6 +395,7 @@ fn permitted(role: Role, channel: Channel) -> Result<(), String> {
                 .to_owned(),
         ),
         (Role::Host, Channel::Gossip) => Err("Gossip is not answered".to_owned()),
+        (Role::Host, Channel::Join) => Err("a host that joins asks at another port".to_owned()),
     }
 }
 
