@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-pub use redmesh_api::thousands;
+pub use redmesh_api::{bytes, thousands};
 
 /// As [`thousands`], with a sign.
 pub fn thousands_signed(number: i64) -> String {
@@ -38,14 +38,6 @@ pub fn micros(us: u64) -> String {
 /// Seconds, one decimal.
 pub fn seconds(s: f64) -> String {
     format!("{s:.1} s")
-}
-
-/// `bytes` in GiB or MiB.
-pub fn bytes(bytes: u64) -> String {
-    const MIB: f64 = (1u64 << 20) as f64;
-    const GIB: f64 = (1u64 << 30) as f64;
-    let b = bytes as f64;
-    if b >= GIB { format!("{:.1} GiB", b / GIB) } else { format!("{:.0} MiB", b / MIB) }
 }
 
 /// clap's parser of durations: `90`, `90s`, `2m`, `1500ms`; a bare number is seconds.

@@ -38,6 +38,15 @@ pub fn error_chain(error: &dyn std::error::Error) -> String {
     words
 }
 
+/// Bytes in the unit that suits them: `3.2 GiB`, `12 MiB`, `208 KiB`.
+pub fn bytes(n: u64) -> String {
+    match n {
+        n if n >= 1 << 30 => format!("{:.1} GiB", n as f64 / f64::from(1 << 30)),
+        n if n >= 1 << 20 => format!("{:.0} MiB", n as f64 / f64::from(1 << 20)),
+        n => format!("{:.0} KiB", n as f64 / 1024.0),
+    }
+}
+
 /// A number as people read it: `1234567` is `1,234,567`.
 pub fn thousands(number: u64) -> String {
     let digits = number.to_string();

@@ -1,15 +1,6 @@
 //! Figures as people read them.
 
-pub use redmesh_api::thousands as count;
-
-/// `3.2 GiB`, `12 MiB`, `208 KiB`.
-pub fn bytes(n: u64) -> String {
-    match n {
-        n if n >= 1 << 30 => format!("{:.1} GiB", n as f64 / f64::from(1 << 30)),
-        n if n >= 1 << 20 => format!("{:.0} MiB", n as f64 / f64::from(1 << 20)),
-        n => format!("{:.0} KiB", n as f64 / 1024.0),
-    }
-}
+pub use redmesh_api::{bytes, thousands as count};
 
 /// `8.1 Gbit/s`, `12 Mbit/s`.
 pub fn bits(n: u64) -> String {

@@ -32,23 +32,16 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Looks for processes that were born while others were being killed.
 const ROUNDS_MAX: usize = 3;
 
-/// Executables that are agents.
+/// How the names of executables that are agents begin.
 const AGENTS: [&str; 1] = ["redmesh-agent"];
 
-/// Executables that are servers. On Debian redis-server is a symbolic link to
-/// redis-check-rdb, and it is the link's target that /proc tells.
-const SERVERS: [&str; 6] = [
-    "redis-server",
-    "redis-check-rdb",
-    "redis-check-aof",
-    "valkey-server",
-    "valkey-check-rdb",
-    "valkey-check-aof",
-];
+/// How the names of executables that are servers begin; a version may follow
+/// (`redis-server-8`). On Debian redis-server is a symbolic link to redis-check-rdb, and it is
+/// the link's target that /proc tells.
+const SERVERS: [&str; 4] = ["redis-server", "redis-check", "valkey-server", "valkey-check"];
 
-/// Executables of a demo.
-pub const ALL: [&str; 7] =
-    [AGENTS[0], SERVERS[0], SERVERS[1], SERVERS[2], SERVERS[3], SERVERS[4], SERVERS[5]];
+/// Both.
+pub const ALL: [&str; 5] = [AGENTS[0], SERVERS[0], SERVERS[1], SERVERS[2], SERVERS[3]];
 
 /// Set by a person who won't wait.
 #[derive(Debug, Clone, Default)]
@@ -92,7 +85,7 @@ impl fmt::Display for Found {
 }
 
 impl Found {
-    /// The process `pid`, if it is one of `names` and works in `dir`.
+    /// The process `pid`, if its name begins with one of `names` and it works in `dir`.
     fn of(pid: i32, dir: &Path, names: &[&str]) -> Option<Self> {
         let pid = Pid::from_raw(pid)?;
         // The pidfd first: if the number changes hands in between, what is looked at is
@@ -104,7 +97,8 @@ impl Found {
         let exe = exe.file_name()?.to_str()?;
         // What was replaced or removed under a running process is marked so.
         let exe = exe.strip_suffix(" (deleted)").unwrap_or(exe).to_owned();
-        (cwd.starts_with(dir) && names.contains(&exe.as_str())).then_some(Self { pid, exe, pidfd, process })
+        let named = names.iter().any(|name| exe.starts_with(name));
+        (cwd.starts_with(dir) && named).then_some(Self { pid, exe, pidfd, process })
     }
 
     fn is_running(&self) -> bool {
@@ -119,7 +113,7 @@ impl Found {
 }
 
 /// The running processes of a demo in `dir` (absolute, no symbolic links) by
-/// their executables' names. Other people's processes are not seen.
+/// how their executables' names begin. Other people's processes are not seen.
 pub fn find(dir: &Path, names: &[&str]) -> Result<Vec<Found>, SweepError> {
     let all = all_processes().map_err(|error| SweepError::Proc(io::Error::other(error)))?;
     let found = all.filter_map(Result::ok).filter_map(|process| Found::of(process.pid(), dir, names));
