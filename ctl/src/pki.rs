@@ -104,6 +104,10 @@ pub struct IssueArgs {
     /// Begin the validity so many days ago (for tests of expired certificates)
     #[arg(long, hide = true, value_parser = clap::value_parser!(u32).range(0..=DAYS_MAX))]
     pub valid_from_days_ago: Option<u32>,
+
+    /// End the validity after so many seconds (for tests of certificates that expire in use)
+    #[arg(long, hide = true, conflicts_with = "valid_from_days_ago", value_parser = clap::value_parser!(u32).range(1..))]
+    pub valid_for_seconds: Option<u32>,
 }
 
 /// Arguments of `pki show`.
@@ -136,6 +140,12 @@ impl Validity {
         Self { from: now - CLOCK_SKEW, until: now + Duration::days(i64::from(days)) }
     }
 
+    /// The same for so many seconds.
+    pub fn seconds(seconds: u32) -> Self {
+        let now = OffsetDateTime::now_utc();
+        Self { from: now - CLOCK_SKEW, until: now + Duration::seconds(i64::from(seconds)) }
+    }
+
     /// For `days` from `days_ago` on; over already when that is longer ago.
     pub fn days_since(days_ago: u32, days: u32) -> Self {
         let from = OffsetDateTime::now_utc() - Duration::days(i64::from(days_ago));
@@ -162,9 +172,10 @@ pub fn run(command: &PkiCommand) -> Result<String> {
                 (None, Some(name)) => Subject::Operator { name, read_only: args.read_only },
                 _ => bail!("give either --host NAME or --operator NAME"),
             };
-            let validity = match args.valid_from_days_ago {
-                Some(ago) => Validity::days_since(ago, args.days),
-                None => Validity::days(args.days),
+            let validity = match (args.valid_from_days_ago, args.valid_for_seconds) {
+                (Some(ago), _) => Validity::days_since(ago, args.days),
+                (None, Some(seconds)) => Validity::seconds(seconds),
+                (None, None) => Validity::days(args.days),
             };
             let out = args.out.clone().unwrap_or_else(|| args.dir.join(subject.name()));
             issue(&args.dir, subject, &out, validity, args.renew)?;
