@@ -16,7 +16,9 @@ const SOON: Duration = Duration::from_secs(10);
 
 /// What a trial with namespaces lacks here; `None` if nothing.
 pub fn missing() -> Option<&'static str> {
-    let there = |name: &str| ["/usr/bin", "/usr/sbin", "/bin", "/sbin"].iter().any(|dir| Path::new(dir).join(name).exists());
+    let there = |name: &str| {
+        ["/usr/bin", "/usr/sbin", "/bin", "/sbin"].iter().any(|dir| Path::new(dir).join(name).exists())
+    };
     if !rustix::process::geteuid().is_root() {
         return Some("network namespaces need root");
     }
@@ -98,7 +100,9 @@ impl Network {
     }
 
     fn rule(&self, host: usize, rule: &str) {
-        let hook = |chain: &str| format!("add chain inet fault {chain} {{ type filter hook {chain} priority 0; }}; ");
+        let hook = |chain: &str| {
+            format!("add chain inet fault {chain} {{ type filter hook {chain} priority 0; }}; ")
+        };
         let table = format!("add table inet fault; {}{}", hook("input"), hook("output"));
         run(self.command(Some(host), "nft").arg(format!("{table}add rule inet fault {rule}")));
     }

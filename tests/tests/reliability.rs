@@ -40,7 +40,11 @@ fn every_row_of_the_table_is_a_fault_and_every_fault_has_a_row() {
     for scenario in faults::all() {
         let command = format!("`make reliability FAULT={} TRIALS=", scenario.name);
         let row = rows.iter().find(|row| row.contains(&command));
-        assert!(row.is_some_and(|row| row.starts_with(&format!("| {} |", scenario.fault))), "{}", scenario.name);
+        assert!(
+            row.is_some_and(|row| row.starts_with(&format!("| {} |", scenario.fault))),
+            "{}",
+            scenario.name
+        );
     }
     assert_eq!(rows.len(), faults::all().count(), "rows of faults that are not there any more");
 }

@@ -314,7 +314,7 @@ impl Process {
     /// Sends a signal; a process that has ended is no error, for its end is reported.
     pub(super) fn signal(&self, signal: Signal) {
         match pidfd_send_signal(self.fd.as_fd(), signal) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Ok(()) | Err(Errno::SRCH) => {}
             Err(error) => tracing::warn!(pid = self.pid, ?signal, %error, "can't signal a server"),
         }
     }

@@ -28,7 +28,9 @@ fn main() -> ExitCode {
     if chosen.is_empty() {
         return refuse(&format!("no fault is called {name:?}: without arguments all are listed"));
     }
-    say("| fault | trials | result | served after | whole after | acked | unknown | failed | lost | command |");
+    say(
+        "| fault | trials | result | served after | whole after | acked | unknown | failed | lost | command |",
+    );
     say("|---|---|---|---|---|---|---|---|---|---|");
     let mut code = ExitCode::SUCCESS;
     for scenario in chosen {

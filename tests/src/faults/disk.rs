@@ -77,8 +77,7 @@ const DISK_BYTES: &str = "size=24m";
 impl SmallDisk {
     fn mount(dir: &Path) -> Self {
         fs::create_dir_all(dir).expect("make the mount point");
-        let status =
-            Command::new("mount").args(["-t", "tmpfs", "-o", DISK_BYTES, "tmpfs"]).arg(dir).status();
+        let status = Command::new("mount").args(["-t", "tmpfs", "-o", DISK_BYTES, "tmpfs"]).arg(dir).status();
         assert!(status.expect("run mount").success(), "mount a tmpfs at {}", dir.display());
         Self(dir.to_owned())
     }

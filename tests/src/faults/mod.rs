@@ -89,9 +89,8 @@ impl Scenario {
             Need::Faketime => {
                 time::library().is_none().then_some("libfaketime is needed (apt-get install faketime)")
             }
-            Need::MemoryGroup => {
-                (!servers::memory_groups()).then_some("there is no memory controller of cgroup v1 to write to")
-            }
+            Need::MemoryGroup => (!servers::memory_groups())
+                .then_some("there is no memory controller of cgroup v1 to write to"),
         })
     }
 }

@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{HOSTS, Load, Need, Observed, SOON, Scenario, await_dead, coordinator_and_others, formed, timed, whole};
+use super::{
+    HOSTS, Load, Need, Observed, SOON, Scenario, await_dead, coordinator_and_others, formed, timed, whole,
+};
 use crate::mesh::{Mesh, MeshBuilder};
 use crate::wait::until;
 
@@ -31,9 +33,8 @@ fn issue(mesh: &Mesh, host: usize, more: &[&str]) {
     let pki = mesh.dir().join("pki");
     let (pki, ip) = (pki.to_str().expect("temp paths are UTF-8"), mesh.ip(host));
     let name = format!("host-{}", host + 1);
-    let output = mesh.ctl(
-        &[&["pki", "issue", "--dir", pki, "--host", &name, "--ip", &ip, "--renew"], more].concat(),
-    );
+    let output =
+        mesh.ctl(&[&["pki", "issue", "--dir", pki, "--host", &name, "--ip", &ip, "--renew"], more].concat());
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
