@@ -12,7 +12,7 @@ DENY_VERSION := 0.20.2
 MACHETE_VERSION := 0.9.2
 CARGO_DEB_VERSION := 3.8.0
 
-.PHONY: help demo test fuzz soak verify fix bench bench-load bench-formation package boot-test need-build need-server
+.PHONY: help demo test fuzz soak reliability verify fix bench bench-load bench-formation package boot-test need-build need-server
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -76,6 +76,14 @@ bench-formation: need-build need-server ## Compare forming a cluster with redis-
 	cargo build --locked --release -p redmesh-agent -p redmeshctl -p redmesh-benches --bins
 	$(TARGET)/release/redmesh-bench-formation --instances $(SIZES) --rounds $(FORMATION_ROUNDS) \
 	  $(if $(LARGEST),--largest $(LARGEST)) $(BENCH_ARGS)
+
+# Options of reliability: make reliability FAULT=host-killed TRIALS=3; FAULT= alone lists all.
+FAULT ?= all
+TRIALS ?= 1
+
+reliability: need-build need-server ## Try real faults, and print the rows of docs/reliability.md; FAULT=all TRIALS=1
+	cargo build --locked --workspace --bins
+	$(TARGET)/debug/redmesh-reliability $(if $(FAULT),$(FAULT) $(TRIALS))
 
 package: need-build ## Build the Debian packages into target/debian
 	$(NEED) cargo-tool cargo-deb $(CARGO_DEB_VERSION)

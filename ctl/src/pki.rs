@@ -109,6 +109,10 @@ pub struct IssueArgs {
     /// Begin the validity so many days ago (for tests of expired certificates)
     #[arg(long, hide = true, value_parser = clap::value_parser!(u32).range(0..=DAYS_MAX))]
     pub valid_from_days_ago: Option<u32>,
+
+    /// End the validity after so many seconds (for tests of certificates that expire in use)
+    #[arg(long, hide = true, conflicts_with = "valid_from_days_ago", value_parser = clap::value_parser!(u32).range(1..))]
+    pub valid_for_seconds: Option<u32>,
 }
 
 /// Arguments of `pki signer`.
@@ -153,6 +157,12 @@ fn for_days(days: u32) -> Validity {
     Validity { from: now - CLOCK_SKEW, until: now + Duration::days(i64::from(days)) }
 }
 
+/// From now (less a little, since clocks differ) for so many seconds.
+fn for_seconds(seconds: u32) -> Validity {
+    let now = OffsetDateTime::now_utc();
+    Validity { from: now - CLOCK_SKEW, until: now + Duration::seconds(i64::from(seconds)) }
+}
+
 /// For `days` from `days_ago` on; over already when that is longer ago.
 pub fn days_since(days_ago: u32, days: u32) -> Validity {
     let from = OffsetDateTime::now_utc() - Duration::days(i64::from(days_ago));
@@ -178,9 +188,10 @@ pub fn run(command: &PkiCommand) -> Result<String> {
                 (None, Some(name)) => Subject::Operator { name, read_only: args.read_only },
                 _ => bail!("give either --host NAME or --operator NAME"),
             };
-            let validity = match args.valid_from_days_ago {
-                Some(ago) => days_since(ago, args.days),
-                None => for_days(args.days),
+            let validity = match (args.valid_from_days_ago, args.valid_for_seconds) {
+                (Some(ago), _) => days_since(ago, args.days),
+                (None, Some(seconds)) => for_seconds(seconds),
+                (None, None) => for_days(args.days),
             };
             let out = args.out.clone().unwrap_or_else(|| args.dir.join(subject.name()));
             issue(&args.dir, subject, &out, validity, args.renew)?;

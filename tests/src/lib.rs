@@ -5,9 +5,11 @@
 //! test failed. Meshes of one test binary take turns: two at once would only measure
 //! each other's starvation.
 
+pub mod faults;
 pub mod fuzz;
 pub mod http;
 pub mod mesh;
+pub mod net;
 pub mod process;
 pub mod run;
 pub mod sim;

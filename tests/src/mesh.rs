@@ -1,6 +1,7 @@
 //! A whole mesh: certificates, configs, agents, and the ctl to drive it.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::net::Network;
 use crate::process;
 use crate::wait::until;
 
@@ -33,6 +35,9 @@ pub struct MeshBuilder {
     extra: String,
     extra_of: BTreeMap<usize, String>,
     nofile_of: BTreeMap<usize, u32>,
+    env_of: BTreeMap<usize, Vec<(String, String)>>,
+    namespaces: bool,
+    own_binary: bool,
 }
 
 /// A running mesh; everything ends when it is dropped.
@@ -43,6 +48,8 @@ pub struct Mesh {
     agents: Vec<Option<Child>>,
     builder: MeshBuilder,
     password: OnceLock<String>,
+    // After the processes in it: fields are dropped in this order.
+    net: Option<Network>,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -70,6 +77,9 @@ impl MeshBuilder {
             extra: String::new(),
             extra_of: BTreeMap::new(),
             nofile_of: BTreeMap::new(),
+            env_of: BTreeMap::new(),
+            namespaces: false,
+            own_binary: false,
         }
     }
 
@@ -116,6 +126,24 @@ impl MeshBuilder {
         self
     }
 
+    /// An environment variable of one agent.
+    pub fn env_of(mut self, host: usize, name: &str, value: &str) -> Self {
+        self.env_of.entry(host).or_default().push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Each host in a network namespace of its own; see [`crate::net`].
+    pub fn in_namespaces(mut self) -> Self {
+        self.namespaces = true;
+        self
+    }
+
+    /// Agents run from a copy of the binary, which may be replaced: [`Mesh::agent_binary`].
+    pub fn own_binary(mut self) -> Self {
+        self.own_binary = true;
+        self
+    }
+
     /// Writes everything and starts the agents, without waiting for them.
     pub fn start(self) -> Mesh {
         let turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -123,7 +151,9 @@ impl MeshBuilder {
         let subnet = SUBNET.fetch_add(1, Ordering::Relaxed);
         let (hosts, all) = (self.hosts, self.hosts + self.spare);
         let agents = (0..all).map(|_| None).collect();
-        let mut mesh = Mesh { dir, subnet, agents, builder: self, password: OnceLock::new(), _turn: turn };
+        let net = self.namespaces.then(|| Network::new(all, subnet));
+        let mut mesh =
+            Mesh { dir, subnet, agents, builder: self, password: OnceLock::new(), net, _turn: turn };
         mesh.prepare();
         (0..hosts).for_each(|host| mesh.start_agent(host));
         mesh
@@ -140,7 +170,33 @@ impl MeshBuilder {
 impl Mesh {
     /// Address of a host's redis-servers and of its agent.
     pub fn ip(&self, host: usize) -> String {
-        format!("127.{}.0.{}", self.subnet, host + 1)
+        match &self.net {
+            Some(net) => net.ip(host),
+            None => format!("127.{}.0.{}", self.subnet, host + 1),
+        }
+    }
+
+    /// The hosts' network, where they have one of their own.
+    pub fn net(&self) -> &Network {
+        self.net.as_ref().expect("the mesh is in_namespaces")
+    }
+
+    /// A program on a host, or where the tests' own commands run.
+    fn command(&self, host: Option<usize>, program: impl AsRef<OsStr>) -> Command {
+        match &self.net {
+            Some(net) => net.command(host, program.as_ref().to_str().expect("paths here are UTF-8")),
+            None => Command::new(program),
+        }
+    }
+
+    /// Where the agents' binary is.
+    pub fn agent_binary(&self) -> PathBuf {
+        if self.builder.own_binary { self.dir().join("redmesh-agent") } else { binary("redmesh-agent") }
+    }
+
+    /// How many hosts there are.
+    pub fn hosts(&self) -> usize {
+        self.agents.len()
     }
 
     /// Mesh address of a host.
@@ -164,6 +220,9 @@ impl Mesh {
     }
 
     fn prepare(&mut self) {
+        if self.builder.own_binary {
+            std::fs::copy(binary("redmesh-agent"), self.agent_binary()).expect("copy the agent");
+        }
         let pki = self.dir().join("pki");
         let pki = pki.to_str().expect("temp paths are UTF-8");
         self.ctl_ok(&["pki", "init", "--dir", pki]);
@@ -232,11 +291,11 @@ impl Mesh {
             .open(dir.join("agent.log"))
             .expect("open the agent's log");
         let mut command = match self.builder.nofile_of.get(&host) {
-            None => Command::new(binary("redmesh-agent")),
+            None => self.command(Some(host), self.agent_binary()),
             Some(limit) => {
-                let mut shell = Command::new("sh");
+                let mut shell = self.command(Some(host), "sh");
                 shell.args(["-c", &format!("ulimit -n {limit} && exec \"$@\""), "sh"]);
-                shell.arg(binary("redmesh-agent"));
+                shell.arg(self.agent_binary());
                 shell
             }
         };
@@ -244,6 +303,7 @@ impl Mesh {
             .arg("--config")
             .arg(dir.join("agent.toml"))
             .current_dir(&dir)
+            .envs(self.builder.env_of.get(&host).into_iter().flatten().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -257,6 +317,21 @@ impl Mesh {
         let mut child = self.agents[host].take().expect("the agent runs");
         child.kill().expect("kill an agent");
         child.wait().expect("reap an agent");
+    }
+
+    /// SIGTERM for a host's agent, until it has ended in good order.
+    pub fn end_agent(&mut self, host: usize) {
+        let mut child = self.agents[host].take().expect("the agent runs");
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("signal an agent");
+        let status = child.wait().expect("reap an agent");
+        assert!(status.success(), "the agent of host {host} ended with {status}");
+    }
+
+    /// Waits for a host's agent to end by itself.
+    pub fn await_agent_end(&mut self, host: usize) {
+        until(&format!("the agent of host {host} to end"), READY, || (!self.agent_runs(host)).then_some(()));
+        self.agents[host] = None;
     }
 
     /// Pid of a host's agent.
@@ -291,7 +366,19 @@ impl Mesh {
 
     /// `redmeshctl` with exactly these arguments.
     pub fn ctl(&self, args: &[&str]) -> Output {
-        Command::new(binary("redmeshctl"))
+        self.ctl_output(None, args)
+    }
+
+    /// `redmeshctl` on a host, as the operator, asking that host.
+    pub fn ctl_on(&self, host: usize, args: &[&str]) -> Output {
+        let identity = self.dir().join("pki/tester");
+        let identity = identity.to_str().expect("temp paths are UTF-8");
+        let agent = self.agent_addr(host);
+        self.ctl_output(Some(host), &[&["--agent", &agent, "--identity", identity], args].concat())
+    }
+
+    fn ctl_output(&self, host: Option<usize>, args: &[&str]) -> Output {
+        self.command(host, binary("redmeshctl"))
             .args(args)
             .current_dir(self.dir())
             .env_remove("REDMESH_AGENT")
@@ -303,7 +390,7 @@ impl Mesh {
 
     /// A command in the background, asking `host`; its output is piped.
     pub fn ctl_spawn_at(&self, host: usize, args: &[&str]) -> Child {
-        Command::new(binary("redmeshctl"))
+        self.command(None, binary("redmeshctl"))
             .args(["--agent", &self.agent_addr(host), "--identity"])
             .arg(self.dir().join("pki/tester"))
             .args(args)
@@ -350,6 +437,20 @@ impl Mesh {
         });
     }
 
+    /// Waits until `host` sees all alive, `instances` up and the cluster without an error.
+    pub fn await_whole(&self, host: usize, instances: u64) {
+        until("the mesh and its cluster to be whole", READY, || {
+            let members = self.try_json_at(host, &["members"])?;
+            let members = members["members"].as_array()?;
+            let alive = members.iter().filter(|member| member["state"] == "alive");
+            let (hosts, up) = alive.fold((0, 0), |(hosts, up), member| {
+                (hosts + 1, up + member["instances_up"].as_u64().unwrap_or(0))
+            });
+            let check = self.try_json_at(host, &["cluster", "check"])?;
+            (hosts == self.hosts() && up == instances && check["errors"].as_array()?.is_empty()).then_some(())
+        });
+    }
+
     /// Index of the host that coordinates, asked of `host`.
     pub fn coordinator_at(&self, host: usize) -> Option<usize> {
         let members = self.try_json_at(host, &["members"])?;
@@ -367,7 +468,7 @@ impl Mesh {
 
     /// `redis-cli`, which gives the password where the servers want it.
     pub fn redis_cli_command(&self) -> Command {
-        let mut command = Command::new("redis-cli");
+        let mut command = self.command(None, "redis-cli");
         if self.builder.extra.contains("auth = \"on\"") {
             command.env("REDISCLI_AUTH", self.password.get_or_init(|| self.redis_password()));
         }

@@ -395,7 +395,7 @@ impl Actor {
             let Ok(process) = Process::open(found.pid) else { continue };
             // Looked at again while held: the pid can't be another's from here on.
             let server = self.options.server.as_deref();
-            if process::find_one(found.pid, &self.options.data_dir, server).is_none() {
+            if !matches!(process::find_one(found.pid, &self.options.data_dir, server), Ok(Some(_))) {
                 continue;
             }
             self.entries.insert(addr, Entry::new(addr));

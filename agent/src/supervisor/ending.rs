@@ -31,7 +31,7 @@ pub async fn end_all(data_dir: &Path, server: Option<&Path>, patience: Duration)
     for (dir, found) in process::find_running(data_dir, server)? {
         // Held and looked at again, so that no other process is hit by its pid.
         let Ok(process) = Process::open(found.pid) else { continue };
-        if process::find_one(found.pid, data_dir, server).is_some_and(|(now, _)| now == dir) {
+        if process::find_one(found.pid, data_dir, server)?.is_some_and(|(now, _)| now == dir) {
             process.signal(Signal::TERM);
             // One that is held would not hear it.
             process.signal(Signal::CONT);

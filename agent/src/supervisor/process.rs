@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
+use rustix::io::Errno;
 use rustix::process::{
     Pid, PidfdFlags, Resource, Rlimit, Signal, WaitId, WaitIdOptions, getrlimit, pidfd_open,
     pidfd_send_signal, setrlimit, waitid,
@@ -182,40 +183,69 @@ pub(super) struct Found {
 /// Ours are told by working directory and executable: also one whose binary was
 /// replaced by a package's upgrade. A child that saves a snapshot looks the same and is
 /// told by its parent or its title.
+///
+/// # Errors
+/// Also when this process may open no further file: a server that can't be looked at for
+/// want of descriptors must not pass for one that isn't there.
 pub(super) fn find_running(data_dir: &Path, server: Option<&Path>) -> io::Result<HashMap<PathBuf, Found>> {
-    let processes = procfs::process::all_processes().map_err(io::Error::other)?;
-    let found: Vec<_> = processes.flatten().filter_map(|p| look_at(&p, data_dir, server)).collect();
+    let mut found = Vec::new();
+    for process in procfs::process::all_processes().map_err(io::Error::other)? {
+        let Some(process) = there(process)? else { continue };
+        found.extend(look_at(&process, data_dir, server)?);
+    }
     let pids: Vec<u32> = found.iter().map(|(_, found)| found.pid).collect();
     Ok(found.into_iter().filter(|(_, found)| !pids.contains(&found.parent)).collect())
 }
 
 /// The same of one process.
-pub(super) fn find_one(pid: u32, data_dir: &Path, server: Option<&Path>) -> Option<(PathBuf, Found)> {
-    let process = procfs::process::Process::new(i32::try_from(pid).ok()?).ok()?;
-    look_at(&process, data_dir, server)
+pub(super) fn find_one(
+    pid: u32,
+    data_dir: &Path,
+    server: Option<&Path>,
+) -> io::Result<Option<(PathBuf, Found)>> {
+    let Ok(pid) = i32::try_from(pid) else { return Ok(None) };
+    match there(procfs::process::Process::new(pid))? {
+        Some(process) => look_at(&process, data_dir, server),
+        None => Ok(None),
+    }
 }
 
-/// A process that can't be looked at has ended, or is another user's and so not ours.
+/// `None` where a process has ended, or is another user's and so not ours; an error where
+/// this process lacks the descriptors to tell.
+fn there<T>(read: procfs::ProcResult<T>) -> io::Result<Option<T>> {
+    match read {
+        Ok(value) => Ok(Some(value)),
+        Err(procfs::ProcError::Io(error, _)) if out_of_descriptors(&error) => Err(error),
+        Err(_) => Ok(None),
+    }
+}
+
+/// Whether this process, or the whole machine, may open no further file.
+pub(super) fn out_of_descriptors(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
+}
+
 fn look_at(
     process: &procfs::process::Process,
     data_dir: &Path,
     server: Option<&Path>,
-) -> Option<(PathBuf, Found)> {
-    let cwd = process.cwd().ok()?;
-    if cwd.parent() != Some(data_dir) || !is_server(&process.exe().ok()?, server) {
-        return None;
+) -> io::Result<Option<(PathBuf, Found)>> {
+    let Some(cwd) = there(process.cwd())? else { return Ok(None) };
+    let Some(exe) = there(process.exe())? else { return Ok(None) };
+    if cwd.parent() != Some(data_dir) || !is_server(&exe, server) {
+        return Ok(None);
     }
-    let stat = process.stat().ok()?;
-    let title = process.cmdline().unwrap_or_default().join(" ");
+    let Some(stat) = there(process.stat())? else { return Ok(None) };
+    let title = there(process.cmdline())?.unwrap_or_default().join(" ");
     let child =
         ["redis-rdb-", "redis-aof-", "valkey-rdb-", "valkey-aof-"].iter().any(|p| title.starts_with(p));
     // Z has ended, X is being torn down.
     if child || matches!(stat.state, 'Z' | 'X') {
-        return None;
+        return Ok(None);
     }
-    let pid = u32::try_from(process.pid).ok()?;
+    let Ok(pid) = u32::try_from(process.pid) else { return Ok(None) };
     let parent = u32::try_from(stat.ppid).unwrap_or(0);
-    Some((cwd, Found { pid, parent, stopped: matches!(stat.state, 'T' | 't') }))
+    Ok(Some((cwd, Found { pid, parent, stopped: matches!(stat.state, 'T' | 't') })))
 }
 
 /// Whether an executable's path, as `/proc/<pid>/exe` shows it, is a server's.
@@ -284,7 +314,7 @@ impl Process {
     /// Sends a signal; a process that has ended is no error, for its end is reported.
     pub(super) fn signal(&self, signal: Signal) {
         match pidfd_send_signal(self.fd.as_fd(), signal) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Ok(()) | Err(Errno::SRCH) => {}
             Err(error) => tracing::warn!(pid = self.pid, ?signal, %error, "can't signal a server"),
         }
     }

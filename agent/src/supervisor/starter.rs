@@ -124,9 +124,12 @@ impl Starter {
             }
             let Some(Scan { began, found }) = scan.as_ref() else { continue };
             let Some(found) = found.get(layout.dir()) else { return Ok(None) };
-            let process = Process::open(found.pid);
+            let process = match Process::open(found.pid) {
+                Err(error) if process::out_of_descriptors(&error) => return Err(error),
+                process => process,
+            };
             // Looked at again while held: the pid can't be another's from here on.
-            let still = process::find_one(found.pid, &self.data_dir, self.server.as_deref());
+            let still = process::find_one(found.pid, &self.data_dir, self.server.as_deref())?;
             match (process, still) {
                 (Ok(process), Some((dir, found))) if dir == layout.dir() => {
                     return Ok(Some((process, found.stopped)));

@@ -79,3 +79,14 @@ fn servers_die_before_the_agent_and_never_past_the_kernels_bound() {
     assert_eq!(oom_score_adj_of_servers(-OOM_SCORE_ABOVE), 0);
     assert_eq!(oom_score_adj_of_servers(900), OOM_SCORE_ADJ_MAX);
 }
+
+#[test]
+fn a_process_that_cannot_be_looked_at_for_want_of_descriptors_is_not_gone() {
+    use procfs::ProcError;
+    let io = |errno: Errno| ProcError::Io(errno.into(), None);
+    assert!(there::<()>(Err(io(Errno::MFILE))).is_err());
+    assert!(there::<()>(Err(io(Errno::NFILE))).is_err());
+    assert!(matches!(there::<()>(Err(io(Errno::SRCH))), Ok(None)));
+    assert!(matches!(there::<()>(Err(ProcError::NotFound(None))), Ok(None)));
+    assert!(matches!(there(Ok(1)), Ok(Some(1))));
+}

@@ -1,0 +1,92 @@
+//! The run in which a fault happens, and its account.
+
+use serde_json::Value;
+
+use super::SOON;
+use crate::mesh::Mesh;
+use crate::run::{assert_accounted, count};
+use crate::wait::until;
+
+/// Closed loops over all hosts: enough to be hit by everything, too few to starve the rest.
+const WORKERS: &str = "12";
+
+/// Writes after which a run is under way, or goes on.
+const STEP: u64 = 1000;
+
+/// An account: `issued = acked + failed + unknown` has been checked.
+#[derive(Debug, Clone, Default)]
+pub struct Writes {
+    /// Answered with OK.
+    pub acked: u64,
+    /// Refused, or given up before they were sent.
+    pub failed: u64,
+    /// Sent, and no answer came.
+    pub unknown: u64,
+    /// Acked, and not there at the end.
+    pub lost: u64,
+    /// By what `DBSIZE` grew over all primaries.
+    pub stored: i64,
+    /// Where they were lost.
+    pub lost_at: Vec<String>,
+}
+
+/// A run that goes on until it is ended.
+#[derive(Debug)]
+pub struct Load;
+
+impl Load {
+    /// Starts a run, asking `at`, and waits until it writes.
+    pub fn begin(mesh: &Mesh, at: usize) -> Self {
+        mesh.ok_at(at, &["run", "start", "--workers", WORKERS, "--seconds", "3600", "--no-wait"]);
+        Self.await_more(mesh, at, STEP);
+        Self
+    }
+
+    /// Waits until so many more writes are acked than now.
+    pub fn await_more(&self, mesh: &Mesh, at: usize, more: u64) {
+        let acked = || show(mesh, at)?["run"]["acked"].as_u64();
+        let now = until("a count", SOON, acked);
+        until(&format!("{more} more writes"), SOON, || (acked()? >= now + more).then_some(()));
+    }
+
+    /// The run goes on: some more writes are acked.
+    pub fn goes_on(&self, mesh: &Mesh, at: usize) {
+        self.await_more(mesh, at, STEP);
+    }
+
+    /// Stops it and waits for its account, which must be closed and add up.
+    pub fn end(self, mesh: &Mesh, at: usize) -> Writes {
+        until("the run to be stopped", SOON, || {
+            mesh.ctl_at(at, &["run", "stop"]).status.success().then_some(())
+        });
+        let run = until("the run's account", SOON, || show(mesh, at).filter(|run| run["ledger"].is_object()));
+        assert_accounted(&run);
+        assert_eq!(run["run"]["state"], "stopped", "{run}");
+        let (figures, ledger) = (&run["run"], &run["ledger"]);
+        let at = |entry: &Value| entry["server"].as_str().expect("a server").to_owned();
+        let writes = Writes {
+            acked: count(&figures["acked"]),
+            failed: count(&figures["failed"]),
+            unknown: count(&figures["unknown"]),
+            lost: count(&ledger["lost"]),
+            stored: ledger["dbsize"].as_i64().expect("a number"),
+            lost_at: ledger["lost_at"].as_array().expect("a list").iter().map(at).collect(),
+        };
+        // More than was sent would be keys out of nothing.
+        assert!(writes.stored <= (writes.acked + writes.unknown).cast_signed(), "{run}");
+        writes
+    }
+
+    /// The same where nothing may be lost.
+    pub fn end_without_loss(self, mesh: &Mesh, at: usize) -> Writes {
+        let writes = self.end(mesh, at);
+        assert_eq!(writes.lost, 0, "{writes:?}");
+        assert!(writes.stored >= writes.acked.cast_signed(), "{writes:?}");
+        writes
+    }
+}
+
+/// `run show`, whose exit code tells of the ledger.
+fn show(mesh: &Mesh, at: usize) -> Option<Value> {
+    serde_json::from_slice(&mesh.ctl_at(at, &["-o", "json", "run", "show"]).stdout).ok()
+}
