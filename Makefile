@@ -12,7 +12,7 @@ DENY_VERSION := 0.20.2
 MACHETE_VERSION := 0.9.2
 CARGO_DEB_VERSION := 3.8.0
 
-.PHONY: help demo test fuzz soak reliability verify fix bench bench-load bench-formation package boot-test need-build need-server
+.PHONY: help demo test fuzz soak soak-real reliability verify fix bench bench-load bench-formation package boot-test need-build need-server
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -44,9 +44,16 @@ SEEDS ?= 3000
 FIRST ?= 1
 AGENTS ?= 300
 
+# Seconds of `make soak-real`.
+SOAK_S ?= 1200
+
 soak: need-build ## Simulate thousands of faulty meshes, and a large one; SEEDS=3000 FIRST=1 AGENTS=300
 	REDMESH_SIM_SEEDS=$(SEEDS) REDMESH_SIM_FIRST=$(FIRST) cargo test --locked -p redmesh-tests --test simulation -- --nocapture many_seeds
 	REDMESH_SIM_AGENTS=$(AGENTS) cargo test --locked -p redmesh-tests --test large -- --nocapture
+
+soak-real: need-build need-server ## Watch real agents' memory and open files under load; SOAK_S=1200
+	cargo build --locked --workspace --bins
+	SOAK_SECONDS=$(SOAK_S) cargo test --locked -p redmesh-tests --test soak -- --ignored --nocapture
 
 fix: need-build ## Format, and apply what clippy can by itself
 	cargo fmt --all

@@ -12,7 +12,7 @@ use redmesh_tests::sim::operator::Wishes;
 use redmesh_tests::sim::schedule::{Fault, Moment, Schedule, When, Whom};
 
 /// Seeds of `many_seeds`, unless `REDMESH_SIM_SEEDS` says how many.
-const SEEDS: u64 = 100;
+const SEEDS: u64 = 200;
 
 /// Simulations at a time.
 const THREADS: usize = 2;

@@ -25,7 +25,7 @@ use super::schedule::{Fault, Moment, Schedule, When, Whom};
 use super::world::World;
 
 /// Virtual time of one step.
-const TICK: Duration = Duration::from_millis(2);
+const TICK: Duration = Duration::from_millis(4);
 
 /// Between two looks at counts and at what operators want.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);

@@ -75,7 +75,7 @@ fn info(server: &Server) -> String {
         "# Server\r\nrun_id:{}\r\n# Replication\r\nrole:{}\r\n# CPU\r\nused_cpu_sys:0.0\r\nused_cpu_user:0.0\r\n\
          # Commandstats\r\ncmdstat_set:calls={},usec=0\r\n# Keyspace\r\ndb0:keys={},expires=0\r\n",
         server.run_id(),
-        if server.is_primary() { "master" } else { "slave" },
+        if server.primary { "master" } else { "slave" },
         server.calls,
         server.keys
     )

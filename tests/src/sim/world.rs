@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use redmesh_api::ids::{PlanId, RunId};
@@ -32,7 +32,9 @@ pub struct Server {
     /// Under which plan it was started.
     pub plan: PlanId,
     /// The `nodes.conf` that it was started with.
-    pub nodes_conf: String,
+    pub nodes_conf: Arc<str>,
+    /// Whether that says that it is a primary.
+    pub primary: bool,
     /// When.
     pub started: Duration,
     /// Since when it has been running without being held; `None` while it is held.
@@ -59,11 +61,6 @@ impl Server {
     /// Its `run_id`.
     pub fn run_id(&self) -> String {
         format!("{:040x}", self.pid)
-    }
-
-    /// Whether it is a primary, by its `nodes.conf`.
-    pub fn is_primary(&self) -> bool {
-        self.nodes_conf.lines().any(|line| line.contains("myself,master"))
     }
 }
 
@@ -122,7 +119,8 @@ impl World {
             addr,
             dir: dir.to_owned(),
             plan,
-            nodes_conf,
+            primary: nodes_conf.lines().any(|line| line.contains("myself,master")),
+            nodes_conf: nodes_conf.into(),
             started: now,
             released: (!held).then_some(now),
             was_held: held,
@@ -178,7 +176,7 @@ impl World {
         let mut state = self.state();
         let state = &mut *state;
         let all = state.servers.values_mut().flatten();
-        let mut primaries: Vec<_> = all.filter(|server| server.is_primary()).collect();
+        let mut primaries: Vec<_> = all.filter(|server| server.primary).collect();
         let count = primaries.len() as u64;
         let mut executed = 0;
         for (index, server) in primaries.iter_mut().enumerate() {
