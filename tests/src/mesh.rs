@@ -224,6 +224,11 @@ impl Mesh {
 
     /// Starts a host's agent (again).
     pub fn start_agent(&mut self, host: usize) {
+        self.start_agent_by(host, &[]);
+    }
+
+    /// Starts a host's agent as the last argument of `by`, a program that becomes it.
+    pub fn start_agent_by(&mut self, host: usize, by: &[&str]) {
         assert!(self.agents[host].is_none(), "host {host} runs already");
         let dir = self.host_dir(host);
         let log = std::fs::OpenOptions::new()
@@ -232,7 +237,14 @@ impl Mesh {
             .open(dir.join("agent.log"))
             .expect("open the agent's log");
         let mut command = match self.builder.nofile_of.get(&host) {
-            None => Command::new(binary("redmesh-agent")),
+            None => match by {
+                [] => Command::new(binary("redmesh-agent")),
+                [program, args @ ..] => {
+                    let mut command = Command::new(program);
+                    command.args(args).arg(binary("redmesh-agent"));
+                    command
+                }
+            },
             Some(limit) => {
                 let mut shell = Command::new("sh");
                 shell.args(["-c", &format!("ulimit -n {limit} && exec \"$@\""), "sh"]);
