@@ -12,7 +12,7 @@ DENY_VERSION := 0.20.2
 MACHETE_VERSION := 0.9.2
 CARGO_DEB_VERSION := 3.8.0
 
-.PHONY: help demo test fuzz soak soak-real reliability verify fix bench bench-load bench-formation package boot-test need-build need-server
+.PHONY: help demo test fuzz soak soak-real reliability verify fix bench bench-load bench-formation package tarball boot-test need-build need-server
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -98,6 +98,13 @@ package: need-build ## Build the Debian packages into target/debian
 	deploy/dev/package
 	@if command -v lintian >/dev/null; then lintian --fail-on error $(TARGET)/debian/*.deb; \
 	else echo "lintian: skipped, because it isn't installed" >&2; fi
+
+STATIC = $(shell uname -m)-unknown-linux-musl
+
+tarball: need-build ## Build static binaries for any Linux, as target/tarball/*.tar.gz
+	$(NEED) static $(STATIC)
+	cargo build --locked --release --target $(STATIC) -p redmesh-agent -p redmeshctl
+	deploy/dev/tarball $(STATIC)
 
 boot-test: ## Boot two hosts with the packages (systemd-nspawn, root): make package first
 	deploy/dev/boot-test

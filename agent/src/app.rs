@@ -29,6 +29,7 @@ use crate::effects::Effects;
 use crate::enrol::Gate;
 use crate::enrol::signer::Signer;
 use crate::facts::{self, HostFacts};
+use crate::firewall;
 use crate::host::instances::{LocalSettings, Sources};
 use crate::host::joining::Joining;
 use crate::host::shares::{ShareSettings, Shares};
@@ -94,6 +95,9 @@ pub async fn run(config: Config, reloads: Reloads, stop: CancellationToken) -> R
 /// What kept it from starting.
 pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
     let Effects { wire, servers, admin, load, clock, disk, exposition, reloads } = effects;
+    if config.firewall_manage {
+        firewall::nft::allowed()?;
+    }
     let host = HostIdentity::open(&config.state_dir)
         .with_context(|| format!("state.dir = {}", config.state_dir.display()))?;
     let identity = tls::Identity::load(&config.identity_dir)
@@ -293,6 +297,10 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
         tasks.spawn(named("machine metrics", metrics::machine::update(quic.clone(), dirs, cancel.clone())));
         let renewing = renewal::watch(config.identity_dir.clone(), identity, quic.clone(), cancel.clone());
         tasks.spawn(named("certificate", renewing));
+        if config.firewall_manage {
+            let keep = firewall::keep(census.clone(), config.mesh.seeds.clone(), cancel.clone());
+            tasks.spawn(named("firewall", keep));
+        }
         if let Some(port) = join_port(&config, quic.clone())? {
             let gate = Gate::new(census.clone(), control.clone(), config.identity_dir.clone());
             tasks.spawn(named("join port", port.serve(Arc::new(gate), cancel.clone())));

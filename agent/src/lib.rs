@@ -27,6 +27,7 @@ pub mod host;
 pub mod coordinator;
 pub mod control;
 pub mod enrol;
+pub mod firewall;
 pub mod metrics;
 pub mod reload;
 pub mod effects;

@@ -9,6 +9,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use redmesh_agent::app;
 use redmesh_agent::config::{Config, LogConfig, LogFormat, Overrides};
 use redmesh_agent::enrol::{Joining, dial};
+use redmesh_agent::firewall;
 use redmesh_agent::identity;
 use redmesh_agent::reload::{Reloads, SetLog};
 use redmesh_agent::supervisor::{self, Ended};
@@ -94,6 +95,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    firewall::nft::withhold();
     match run(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

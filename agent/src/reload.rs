@@ -107,7 +107,17 @@ fn reload(reloads: &Reloads, config: &mut Config, transport: &QuicTransport) {
 /// Keys whose values differ and can't change while the agent runs, but directives.
 fn fixed(old: &Config, new: &Config) -> Vec<&'static str> {
     // Taken apart by name, so that a key that is added has to be decided upon here.
-    let Config { mesh, identity_dir, state_dir, redis, load_threads, http_listen, log, join } = old;
+    let Config {
+        mesh,
+        identity_dir,
+        state_dir,
+        redis,
+        load_threads,
+        http_listen,
+        log,
+        join,
+        firewall_manage,
+    } = old;
     let MeshConfig { name, listen, advertise, seeds, bootstrap_expect, gossip_interval } = mesh;
     let RedisConfig {
         server,
@@ -141,6 +151,7 @@ fn fixed(old: &Config, new: &Config) -> Vec<&'static str> {
         ("http.listen", *http_listen != new.http_listen),
         ("log.format", log.format != new.log.format),
         ("join.listen", join.listen != new.join.listen),
+        ("firewall.manage", *firewall_manage != new.firewall_manage),
     ]
     .into_iter()
     .filter_map(|(key, changed)| changed.then_some(key))

@@ -6,6 +6,7 @@ locals {
   hosts = { for i in range(1, var.host_count + 1) : "host-${i}" => cidrhost(var.subnet_cidr, 10 + i) }
 
   mesh_port = 7379
+  join_port = 7381
   http_port = 7380
   data_min  = 6379
   data_max  = 6379 + var.instances_per_host - 1
@@ -17,6 +18,7 @@ locals {
   openings = concat(
     [
       ["17", var.subnet_cidr, local.mesh_port, local.mesh_port],
+      ["17", var.subnet_cidr, local.join_port, local.join_port],
       ["6", var.subnet_cidr, local.data_min, local.data_max],
       ["6", var.subnet_cidr, local.bus_min, local.bus_max],
       ["6", var.subnet_cidr, local.http_port, local.http_port],

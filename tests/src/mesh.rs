@@ -283,6 +283,11 @@ impl Mesh {
 
     /// Starts a host's agent (again).
     pub fn start_agent(&mut self, host: usize) {
+        self.start_agent_by(host, &[]);
+    }
+
+    /// Starts a host's agent as the last argument of `by`, a program that becomes it.
+    pub fn start_agent_by(&mut self, host: usize, by: &[&str]) {
         assert!(self.agents[host].is_none(), "host {host} runs already");
         let dir = self.host_dir(host);
         let log = std::fs::OpenOptions::new()
@@ -291,7 +296,14 @@ impl Mesh {
             .open(dir.join("agent.log"))
             .expect("open the agent's log");
         let mut command = match self.builder.nofile_of.get(&host) {
-            None => self.command(Some(host), self.agent_binary()),
+            None => match by {
+                [] => self.command(Some(host), self.agent_binary()),
+                [program, args @ ..] => {
+                    let mut command = self.command(Some(host), program);
+                    command.args(args).arg(self.agent_binary());
+                    command
+                }
+            },
             Some(limit) => {
                 let mut shell = self.command(Some(host), "sh");
                 shell.args(["-c", &format!("ulimit -n {limit} && exec \"$@\""), "sh"]);

@@ -57,6 +57,8 @@ pub struct Config {
     pub log: LogConfig,
     /// Joining by token, and letting others join.
     pub join: JoinConfig,
+    /// Whether the agent keeps the firewall's sets of members.
+    pub firewall_manage: bool,
 }
 
 /// `[join]`.
@@ -252,6 +254,7 @@ impl Config {
             http_listen: validate_http(&raw.http.listen)?,
             log: LogConfig { filter: raw.log.level, format: raw.log.format },
             join,
+            firewall_manage: raw.firewall.manage,
         })
     }
 }

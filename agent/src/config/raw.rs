@@ -52,6 +52,8 @@ pub(super) struct File {
     pub log: Log,
     #[serde(default)]
     pub join: Join,
+    #[serde(default)]
+    pub firewall: Firewall,
 }
 
 #[derive(Debug, Deserialize)]
@@ -216,6 +218,12 @@ impl Default for Join {
     fn default() -> Self {
         Self { token_file: PathBuf::new(), name: String::new(), peers: Vec::new(), listen: AUTO.to_owned() }
     }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Firewall {
+    pub manage: bool,
 }
 
 /// Reads the file and lays environment and flags over it.

@@ -105,7 +105,7 @@ fn the_shipped_example_shows_every_key_and_its_default() {
     assert_eq!(full.redis.server.take(), Some("redis-server".into()));
     assert_eq!(full, load(&example, &[], &[]).expect("the example"));
     // And it has every key: an unknown one is refused with the names of those there are.
-    for section in ["mesh", "identity", "state", "redis", "load", "http", "log", "join"] {
+    for section in ["mesh", "identity", "state", "redis", "load", "http", "log", "join", "firewall"] {
         let header = if section == "mesh" { String::new() } else { format!("[{section}]\n") };
         let error = load(&format!("{MINIMAL}{header}no-such-key = 1\n"), &[], &[]).expect_err(section);
         let (_, expected) = error.split_once("expected ").expect("the keys that there are");

@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
+use redmesh_api::issue::{SIGNER_CERT_FILE, SIGNER_KEY_FILE};
+use redmesh_api::join::JoinToken;
 use serde::Serialize;
 
 use super::hosts::{self, HostSpec};
@@ -25,7 +27,10 @@ pub const EXAMPLES: &str = "\
 Examples:
   redmeshctl pki init --dir pki --mesh prod
   redmeshctl deploy cloud-init --pki pki --mesh prod --hosts db-1=10.0.0.1,db-2=10.0.0.2,db-3=10.0.0.3 \\
-      --package https://example.com/redmesh-agent_0.1.0-1_amd64.deb --sha256 DIGEST --out user-data";
+      --package https://example.com/redmesh-agent_0.1.0-1_amd64.deb --sha256 DIGEST --out user-data
+  redmeshctl join-token create --ttl 2h --uses 7 --out join-token
+  redmeshctl deploy cloud-init --join-token join-token --mesh prod --hosts db-1=10.0.0.1,db-2=10.0.0.2 \\
+      --package /opt/redmesh-agent.deb --out user-data        one file for all new hosts";
 
 /// Hosts that a new one asks first; any that lives will do.
 const SEEDS: usize = 3;
@@ -39,7 +44,8 @@ const EXTRA_BYTES_MAX: u64 = 8 * 1024;
 /// Arguments of `deploy cloud-init`.
 #[derive(Debug, Args)]
 pub struct CloudInitArgs {
-    /// All hosts of the mesh, as name=address
+    /// All hosts of the mesh, as name=address; with --join-token those that the new ones ask:
+    /// they run already, and have a signer
     #[arg(long, required = true, value_delimiter = ',', value_name = "NAME=IP,…")]
     pub hosts: Vec<HostSpec>,
     /// Name of the mesh
@@ -47,8 +53,12 @@ pub struct CloudInitArgs {
     pub mesh: String,
     /// Directory with ca.pem and ca.key, as made by `pki init`; certificates that are there
     /// already are used again
-    #[arg(long, value_name = "DIR")]
-    pub pki: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "join_token", conflicts_with = "join_token")]
+    pub pki: Option<PathBuf>,
+    /// File with a token of `join-token create`: writes one file for all new hosts, which get
+    /// their certificates by it, and their names and addresses from the machine
+    #[arg(long, value_name = "FILE")]
+    pub join_token: Option<PathBuf>,
     /// The agent's package: an https:// address, or an absolute path on the hosts' image
     #[arg(long, value_name = "URL|PATH")]
     pub package: String,
@@ -62,7 +72,7 @@ pub struct CloudInitArgs {
     /// TOML to add to every host's agent.toml, for example [redis.directives]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Directory to write NAME.yaml into, a file per host
+    /// Directory to write NAME.yaml into, a file per host, or join.yaml
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
 }
@@ -90,6 +100,8 @@ struct Certificates {
     ca: String,
     cert: String,
     key: String,
+    /// Certificate and key of a signer, where `pki signer` has made one.
+    signer: Option<(String, String)>,
 }
 
 #[derive(Debug, Serialize)]
@@ -103,9 +115,12 @@ struct Written {
 pub fn run(args: &CloudInitArgs, output: &Output) -> Result<Exit> {
     hosts::check(&args.hosts)?;
     let count = u16::try_from(args.hosts.len())?;
-    let expect = args.expect.unwrap_or(count / 2 + 1);
+    // A host that joins must never found a mesh of its own, so it awaits another one.
+    let least = if args.join_token.is_some() { 2 } else { 1 };
+    let expect = args.expect.unwrap_or((count / 2 + 1).max(least));
+    ensure!(expect >= least, "--expect {expect}: a host that joins must see at least one other");
     ensure!(
-        expect <= count && expect > count / 2,
+        args.join_token.is_some() || (expect <= count && expect > count / 2),
         "--expect {expect} must be more than half of the {count} hosts, and not more than there are"
     );
     let name_ok = args.mesh.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
@@ -124,9 +139,13 @@ pub fn run(args: &CloudInitArgs, output: &Output) -> Result<Exit> {
         extra: &extra,
     };
     std::fs::create_dir_all(&args.out).with_context(|| format!("can't make {}", args.out.display()))?;
+    if let Some(file) = &args.join_token {
+        return for_all(args, &common, file, output);
+    }
+    let Some(pki) = &args.pki else { bail!("--pki DIR, or --join-token FILE") };
     let mut written = Vec::new();
     for host in &args.hosts {
-        let text = render(host, &common, &certificates(&args.pki, host)?);
+        let text = render(host, &common, &certificates(pki, host)?);
         let file = args.out.join(format!("{}.yaml", host.name));
         write_private(&file, &text)?;
         written.push(Written { host: host.name.clone(), ip: host.ip, file });
@@ -137,6 +156,23 @@ pub fn run(args: &CloudInitArgs, output: &Output) -> Result<Exit> {
             "Wrote user data for {count} hosts into {dir}; each file holds its host's private key.\n\
              Next: give each host its file, then redmeshctl --agent {}:{MESH_PORT_DEFAULT} members\n",
             args.hosts[0].ip
+        )
+    })?;
+    Ok(Exit::Ok)
+}
+
+/// The user data of all hosts that join by one token.
+fn for_all(args: &CloudInitArgs, common: &Common<'_>, file: &Path, output: &Output) -> Result<Exit> {
+    let token = JoinToken::load(file)?;
+    let path = args.out.join("join.yaml");
+    write_private(&path, &render_join(common, &token))?;
+    let said = serde_json::json!({ "token": token.id().to_string(), "file": path });
+    output.answer(&said, || {
+        format!(
+            "Wrote user data for all new hosts into {}; it holds the join token {}.\n\
+             Next: give it to each new host while the token is good, then redmeshctl join-token list\n",
+            path.display(),
+            token.id()
         )
     })?;
     Ok(Exit::Ok)
@@ -168,7 +204,9 @@ fn extra(path: &Path) -> Result<String> {
     let text = std::fs::read_to_string(path).with_context(|| format!("can't read {}", path.display()))?;
     let table: toml::Table =
         toml::from_str(&text).with_context(|| format!("{} is not TOML", path.display()))?;
-    if let Some(section) = ["mesh", "http"].iter().find(|section| table.contains_key(**section)) {
+    if let Some(section) =
+        ["mesh", "http", "join", "identity"].iter().find(|section| table.contains_key(**section))
+    {
         bail!("{} has a section [{section}], which is rendered for each host", path.display());
     }
     Ok(text)
@@ -195,7 +233,11 @@ fn certificates(pki: &Path, host: &HostSpec) -> Result<Certificates> {
         let path = dir.join(name);
         std::fs::read_to_string(&path).with_context(|| format!("can't read {}", path.display()))
     };
-    Ok(Certificates { ca: read("ca.pem")?, cert: read("cert.pem")?, key: read("key.pem")? })
+    let signer = match dir.join(SIGNER_KEY_FILE).exists() {
+        true => Some((read(SIGNER_CERT_FILE)?, read(SIGNER_KEY_FILE)?)),
+        false => None,
+    };
+    Ok(Certificates { ca: read("ca.pem")?, cert: read("cert.pem")?, key: read("key.pem")?, signer })
 }
 
 fn agent_toml(host: &HostSpec, common: &Common<'_>) -> String {
@@ -221,7 +263,7 @@ fn agent_toml(host: &HostSpec, common: &Common<'_>) -> String {
 const SEED: &str = "/root/redmesh-seed";
 
 /// The script that installs and starts: each step may be done again.
-fn install(package: &Package<'_>) -> String {
+fn install(package: &Package<'_>, prepare: &str) -> String {
     let fetch = match package {
         Package::Path(path) => format!("  deb={path}\n"),
         Package::Url { url, sha256 } => format!(
@@ -241,8 +283,10 @@ fn install(package: &Package<'_>) -> String {
          {fetch}\
          \x20 apt-get install -q -y --no-install-recommends \"$deb\"\n\
          fi\n\
+{prepare}\
          # What is there already stays: it may be newer.\n\
-         for file in agent.toml identity/ca.pem identity/cert.pem identity/key.pem; do\n\
+         for file in agent.toml join-token identity/ca.pem identity/cert.pem identity/key.pem identity/signer.pem identity/signer.key; do\n\
+         \x20 [ -e \"{SEED}/$file\" ] || continue\n\
          \x20 [ -e \"/etc/redmesh/$file\" ] || cp -p \"{SEED}/$file\" \"/etc/redmesh/$file\"\n\
          done\n\
          systemd-tmpfiles --create redmesh-agent.conf\n\
@@ -259,20 +303,68 @@ fn render(host: &HostSpec, common: &Common<'_>, certificates: &Certificates) -> 
          write_files:\n",
         host.name, common.mesh
     );
-    let mut file = |path: &str, mode: &str, content: &str| {
-        let _ = write!(text, "  - path: {path}\n    permissions: '{mode}'\n    content: |\n");
-        for line in content.trim_end().lines() {
-            // An empty line needs no indentation, and trailing blanks nobody.
-            let _ = writeln!(text, "{}", format!("      {line}").trim_end());
-        }
-    };
+    let mut file = |path: &str, mode: &str, content: &str| add_file(&mut text, path, mode, content);
     file(&format!("{SEED}/agent.toml"), "0640", &agent_toml(host, common));
     file(&format!("{SEED}/identity/ca.pem"), "0644", &certificates.ca);
     file(&format!("{SEED}/identity/cert.pem"), "0644", &certificates.cert);
     file(&format!("{SEED}/identity/key.pem"), "0600", &certificates.key);
-    file("/usr/local/sbin/redmesh-install", "0755", &install(&common.package));
+    if let Some((cert, key)) = &certificates.signer {
+        file(&format!("{SEED}/identity/{SIGNER_CERT_FILE}"), "0644", cert);
+        file(&format!("{SEED}/identity/{SIGNER_KEY_FILE}"), "0600", key);
+    }
+    file("/usr/local/sbin/redmesh-install", "0755", &install(&common.package, ""));
     text.push_str("runcmd:\n  - [/usr/local/sbin/redmesh-install]\n");
     text
+}
+
+/// Stands in the configuration where a host's own address is to be.
+const OWN_ADDRESS: &str = "@ADDRESS@";
+
+/// The user data of every host that joins by `token`.
+fn render_join(common: &Common<'_>, token: &JoinToken) -> String {
+    let seeds: Vec<_> = common.seeds.iter().map(|seed| format!("\"{seed}\"")).collect();
+    let mut config = format!(
+        "# A host that joins by token, rendered by redmeshctl deploy cloud-init.\n[mesh]\nname = \"{}\"\n\
+         listen = \"{OWN_ADDRESS}:{MESH_PORT_DEFAULT}\"\nseeds = [{}]\nbootstrap_expect = {}\n\n[http]\n\
+         listen = \"{OWN_ADDRESS}:{HTTP_PORT}\"\n\n[join]\ntoken_file = \"/etc/redmesh/join-token\"\n\n\
+         # The agent writes it itself.\n[identity]\ndir = \"/var/lib/redmesh/identity\"\n",
+        common.mesh,
+        seeds.join(", "),
+        common.expect,
+    );
+    if !common.extra.is_empty() {
+        let _ = write!(config, "\n{}\n", common.extra.trim_end());
+    }
+    let first = common.seeds.first().map(|seed| seed.ip().to_string()).unwrap_or_default();
+    let prepare = format!(
+        "# The address from which the mesh is reached is this host's in the mesh.\n\
+         if [ -e {SEED}/agent.toml ] && ! [ -e /etc/redmesh/agent.toml ]; then\n\
+         \x20 address=$(ip -o route get {first} | sed -n 's/.* src \\([0-9a-f.:]*\\).*/\\1/p')\n\
+         \x20 [ -n \"$address\" ] || {{ echo \"no route to {first}\" >&2; exit 1; }}\n\
+         \x20 case $address in *:*) address=\"[$address]\" ;; esac\n\
+         \x20 sed -i \"s/{OWN_ADDRESS}/$address/\" {SEED}/agent.toml\n\
+         fi\n"
+    );
+    let mut text = format!(
+        "#cloud-config\n\
+         # All new hosts of mesh {:?}. It holds the join token {}: keep it to yourself while that is good.\n\
+         write_files:\n",
+        common.mesh,
+        token.id()
+    );
+    add_file(&mut text, &format!("{SEED}/agent.toml"), "0640", &config);
+    add_file(&mut text, &format!("{SEED}/join-token"), "0600", &token.text());
+    add_file(&mut text, "/usr/local/sbin/redmesh-install", "0755", &install(&common.package, &prepare));
+    text.push_str("runcmd:\n  - [/usr/local/sbin/redmesh-install]\n");
+    text
+}
+
+fn add_file(text: &mut String, path: &str, mode: &str, content: &str) {
+    let _ = write!(text, "  - path: {path}\n    permissions: '{mode}'\n    content: |\n");
+    for line in content.trim_end().lines() {
+        // An empty line needs no indentation, and trailing blanks nobody.
+        let _ = writeln!(text, "{}", format!("      {line}").trim_end());
+    }
 }
 
 /// A file that nobody else may read, not even while it is written.

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use anyhow::{Result, ensure};
 use clap::Args;
 use redmesh_api::control::{ClusterStatus, Members};
+use redmesh_api::join::JOIN_PORT_DEFAULT;
 use redmesh_api::level::BUS_PORT_OFFSET;
 
 use super::hosts::{self, HostSpec};
@@ -41,6 +42,12 @@ pub struct NftablesArgs {
     /// Port of /metrics
     #[arg(long, default_value_t = 7380, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub http_port: u16,
+    /// Port at which agents with a signer hear hosts that join
+    #[arg(long, default_value_t = JOIN_PORT_DEFAULT, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub join_port: u16,
+    /// Networks from which hosts may join by token
+    #[arg(long, value_delimiter = ',', value_name = "CIDR,…")]
+    pub joiners: Vec<Network>,
     /// Networks of the cluster's clients, besides the hosts themselves
     #[arg(long, value_delimiter = ',', value_name = "CIDR,…")]
     pub clients: Vec<Network>,
@@ -93,6 +100,8 @@ struct Rules {
     operators: Vec<Network>,
     clients: Vec<Network>,
     scrapers: Vec<Network>,
+    joiners: Vec<Network>,
+    join_port: u16,
     mesh_ports: BTreeSet<u16>,
     http_ports: BTreeSet<u16>,
     data_ports: BTreeSet<u16>,
@@ -128,6 +137,8 @@ fn of_hosts(args: &NftablesArgs) -> Rules {
         operators: args.operators.clone(),
         clients: args.clients.clone(),
         scrapers: args.scrapers.clone(),
+        joiners: args.joiners.clone(),
+        join_port: args.join_port,
         mesh_ports: BTreeSet::from([args.mesh_port]),
         http_ports: BTreeSet::from([args.http_port]),
         data_ports: (args.base_port..=last).collect(),
@@ -190,12 +201,13 @@ fn set(name: &str, networks: &[Network]) -> String {
 fn render(rules: &Rules) -> String {
     let bus: BTreeSet<u16> = rules.data_ports.iter().filter_map(|p| p.checked_add(BUS_PORT_OFFSET)).collect();
     let (mesh, http) = (ranges(&rules.mesh_ports), ranges(&rules.http_ports));
-    let (data, bus) = (ranges(&rules.data_ports), ranges(&bus));
+    let (data, bus, join) = (ranges(&rules.data_ports), ranges(&bus), rules.join_port);
     let sets = [
         set("members", &rules.members),
         set("operators", &rules.operators),
         set("clients", &rules.clients),
         set("scrapers", &rules.scrapers),
+        set("joiners", &rules.joiners),
     ];
     let accept = |from: &str, ports: &str| {
         format!("        ip saddr @{from}4 {ports} accept\n        ip6 saddr @{from}6 {ports} accept\n")
@@ -203,6 +215,7 @@ fn render(rules: &Rules) -> String {
     let accepted = [
         accept("members", &format!("udp dport {{ {mesh} }}")),
         accept("operators", &format!("udp dport {{ {mesh} }}")),
+        accept("joiners", &format!("udp dport {{ {join} }}")),
         accept("members", &format!("tcp dport {{ {data}, {bus} }}")),
         accept("clients", &format!("tcp dport {{ {data} }}")),
         accept("scrapers", &format!("tcp dport {{ {http} }}")),
@@ -221,7 +234,7 @@ fn render(rules: &Rules) -> String {
          \x20       type filter hook input priority filter; policy accept;\n\
          \x20       iif lo accept\n\
          {}\
-         \x20       udp dport {{ {mesh} }} drop\n\
+         \x20       udp dport {{ {mesh}, {join} }} drop\n\
          \x20       tcp dport {{ {data}, {bus}, {http} }} drop\n\
          \x20   }}\n\
          }}\n",
@@ -242,6 +255,8 @@ mod tests {
             base_port: 6379,
             mesh_port: 7379,
             http_port: 7380,
+            join_port: 7381,
+            joiners: vec!["10.0.0.0/24".parse().unwrap()],
             clients: vec!["10.1.0.0/16".parse().unwrap()],
             operators: vec!["10.3.0.1".parse().unwrap()],
             scrapers: vec!["10.2.0.5".parse().unwrap()],

@@ -113,6 +113,7 @@ impl Host {
             http_listen: None,
             log: LogConfig { filter: "info".to_owned(), format: LogFormat::Text },
             join: JoinConfig::default(),
+            firewall_manage: false,
         };
         Self {
             index,

@@ -13,7 +13,7 @@ fn common<'a>(package: Package<'a>, extra: &'a str) -> Common<'a> {
 
 fn certificates() -> Certificates {
     let pem = |what: &str| format!("-----BEGIN {what}-----\nAAAA\n-----END {what}-----\n");
-    Certificates { ca: pem("CA"), cert: pem("CERTIFICATE"), key: pem("KEY") }
+    Certificates { ca: pem("CA"), cert: pem("CERTIFICATE"), key: pem("KEY"), signer: None }
 }
 
 const SUM: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
@@ -28,7 +28,7 @@ fn user_data_is_as_it_was_looked_at() {
 
 #[test]
 fn the_script_is_one_that_a_shell_reads() {
-    let text = install(&package("/opt/redmesh-agent.deb", None).expect("a package"));
+    let text = install(&package("/opt/redmesh-agent.deb", None).expect("a package"), "");
     let checked = std::process::Command::new("sh").args(["-n", "-c", &text]).output().expect("run sh");
     assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
     assert!(text.contains("deb=/opt/redmesh-agent.deb\n"));
@@ -57,7 +57,8 @@ fn each_file_holds_its_own_hosts_key_alone_and_a_second_time_is_the_same() {
     let args = CloudInitArgs {
         hosts: ["a=10.0.0.1", "b=10.0.0.2", "c=10.0.0.3"].map(host).to_vec(),
         mesh: "prod".to_owned(),
-        pki: pki.clone(),
+        pki: Some(pki.clone()),
+        join_token: None,
         package: "/opt/redmesh-agent.deb".to_owned(),
         sha256: None,
         expect: None,
@@ -85,4 +86,45 @@ fn each_file_holds_its_own_hosts_key_alone_and_a_second_time_is_the_same() {
     let moved = CloudInitArgs { hosts: vec![host("a=10.0.0.9")], ..args };
     let error = run(&moved, &output).expect_err("another address").to_string();
     assert!(error.contains("--renew"), "{error}");
+}
+
+#[test]
+fn one_file_is_for_all_hosts_that_join_and_holds_the_token_alone() {
+    let common = common(package("/opt/redmesh-agent.deb", None).expect("a package"), "");
+    let mesh = redmesh_api::ids::MeshId(uuid::Uuid::from_u128(1));
+    let token = JoinToken::generate(mesh, redmesh_api::join::CaPin::of(b"ca")).expect("a token");
+    let text = render_join(&common, &token);
+    assert!(text.contains(&token.text()) && !text.contains("PRIVATE KEY"), "{text}");
+    for words in
+        ["listen = \"@ADDRESS@:7379\"", "dir = \"/var/lib/redmesh/identity\"", "ip -o route get 10.0.0.1"]
+    {
+        assert!(text.contains(words), "{words:?} is not in {text}");
+    }
+    // The script finds its address by the route, and puts it in.
+    let script: String = text
+        .split_once("/usr/local/sbin/redmesh-install\n")
+        .expect("the script")
+        .1
+        .lines()
+        .filter_map(|line| line.strip_prefix("      "))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    let checked = std::process::Command::new("sh").args(["-n", "-c", &script]).output().expect("run sh");
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+    let found = "echo '10.0.0.1 dev eth0 src 10.0.0.7 uid 0' | sed -n 's/.* src \\([0-9a-f.:]*\\).*/\\1/p'";
+    assert!(script.contains(&found[found.find("sed").expect("sed")..]), "{script}");
+    let address = std::process::Command::new("sh").args(["-c", found]).output().expect("run sh");
+    assert_eq!(String::from_utf8_lossy(&address.stdout), "10.0.0.7\n");
+}
+
+#[test]
+fn a_signer_goes_along_with_its_host_alone() {
+    let with = Certificates { signer: Some(("SIGNER".to_owned(), "SECRET".to_owned())), ..certificates() };
+    let common = common(package("/opt/redmesh-agent.deb", None).expect("a package"), "");
+    let text = render(&host("a=10.0.0.1"), &common, &with);
+    assert!(
+        text.contains("identity/signer.key\n    permissions: '0600'\n    content: |\n      SECRET\n"),
+        "{text}"
+    );
+    assert!(!render(&host("a=10.0.0.1"), &common, &certificates()).contains("SECRET"));
 }

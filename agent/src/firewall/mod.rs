@@ -1,0 +1,80 @@
+//! The mesh's members in this host's firewall, kept current; only where
+//! `firewall.manage` allows it.
+//!
+//! The agent owns the sets `members4` and `members6` of the table `inet redmesh` and writes
+//! nothing else: no rule, no other set, no other table. The rules that use them are those of
+//! `redmeshctl deploy nftables`. What it wrote stays when it stops, because the servers do.
+//! Reconciled to a level: the whole sets, in one transaction, when they change and every
+//! [`REPEAT_INTERVAL`], since somebody may have loaded the rules anew.
+
+pub mod members;
+pub mod nft;
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::census::Census;
+use members::{Members, script};
+
+/// Between two looks at who is there.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The sets are written again after this time even where nothing has changed.
+pub const REPEAT_INTERVAL: Duration = Duration::from_secs(15);
+
+/// Keeps the sets until cancelled.
+pub async fn keep(census: Census, seeds: Vec<String>, cancel: CancellationToken) {
+    let mut members = Members::default();
+    let seeds: Vec<IpAddr> =
+        seeds.iter().filter_map(|seed| seed.parse::<SocketAddr>().ok()).map(|seed| seed.ip()).collect();
+    let (mut written, mut at): (Option<BTreeSet<IpAddr>>, _) = (None, Instant::now());
+    let mut said = None;
+    loop {
+        let wanted = members.update(known(&census).chain(seeds.iter().copied()), census.clock.now_unix_ms());
+        let changed = written.as_ref() != Some(&wanted);
+        if changed || at.elapsed() >= REPEAT_INTERVAL {
+            at = Instant::now();
+            match nft::run(script(&wanted)).await {
+                Ok(()) => {
+                    if changed {
+                        info!(members = wanted.len(), "the firewall's set of members is current");
+                    }
+                    (written, said) = (Some(wanted), None);
+                }
+                Err(error) => {
+                    let words = crate::error_chain(&error);
+                    // Once, until it is another one or it works again.
+                    if said.as_ref() != Some(&words) {
+                        warn!(error = words, "the firewall's set of members is not current");
+                        said = Some(words);
+                    }
+                    // Tried again with the next repetition.
+                    written = Some(wanted);
+                }
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_INTERVAL) => {}
+            () = cancel.cancelled() => return,
+        }
+    }
+}
+
+/// Addresses of all hosts that the mesh knows of, in whichever way.
+fn known(census: &Census) -> impl Iterator<Item = IpAddr> {
+    let level = census.level();
+    let mut ips = Vec::new();
+    for host in census.hosts().values() {
+        ips.push(host.addr.ip());
+        ips.extend(host.facts.as_ref().map(|facts| facts.redis_ip));
+    }
+    ips.extend(level.plan.iter().flat_map(|plan| &plan.hosts).map(|host| host.ip));
+    // They have a certificate, and must be let in to be heard of.
+    ips.extend(level.tokens.iter().flat_map(|token| &token.enrolled).map(|host| host.ip));
+    ips.into_iter()
+}
