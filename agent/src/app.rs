@@ -96,6 +96,7 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
         .with_context(|| format!("state.dir = {}", config.state_dir.display()))?;
     let identity = tls::Identity::load(&config.identity_dir)
         .with_context(|| format!("identity.dir = {}", config.identity_dir.display()))?;
+    let secret = redis_secret(&config)?;
     let name = identity.name().to_owned();
     let levels_cell = LevelCell::open(&config.state_dir)?;
     info!(host = %host.id(), name, generation = host.generation(), mesh = config.mesh.name, "starting");
@@ -154,7 +155,6 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
 
     let directives: Vec<_> = config.redis.directives.clone().into_iter().collect();
     cluster::redis_conf::check_directives(&directives)?;
-    let secret = redis_secret(&config)?;
     let default_user = || cluster::redis_conf::password(&directives).map(Login::default_user);
     let login = secret.as_ref().map(Login::agent).or_else(default_user);
     let supervisor = servers(SupervisorOptions {

@@ -28,6 +28,7 @@ pub struct MeshBuilder {
     hosts: usize,
     expect: Option<usize>,
     keep_servers: bool,
+    redis_auth: bool,
     extra: String,
     extra_of: BTreeMap<usize, String>,
     nofile_of: BTreeMap<usize, u32>,
@@ -63,6 +64,7 @@ impl MeshBuilder {
             hosts,
             expect: None,
             keep_servers: false,
+            redis_auth: true,
             extra: String::new(),
             extra_of: BTreeMap::new(),
             nofile_of: BTreeMap::new(),
@@ -78,6 +80,12 @@ impl MeshBuilder {
     /// redis-servers outlive their agents, as in production.
     pub fn servers_outlive_agents(mut self) -> Self {
         self.keep_servers = true;
+        self
+    }
+
+    /// redis-servers without a password.
+    pub fn without_redis_auth(mut self) -> Self {
+        self.redis_auth = false;
         self
     }
 
@@ -165,13 +173,15 @@ impl Mesh {
         format!(
             "[mesh]\nname = \"test\"\nlisten = \"{ip}:7379\"\nseeds = [\"{seed}\"]\nbootstrap_expect = {expect}\n\
              gossip_interval_ms = 100\n[identity]\ndir = \"{pki}\"\n[state]\ndir = \"{state}\"\n\
-             [http]\nlisten = \"{ip}:7380\"\n[redis]\ndata_dir = \"{data}\"\non_agent_exit = \"{exit}\"\n{extra}{extra_of}",
+             [http]\nlisten = \"{ip}:7380\"\n[redis]\ndata_dir = \"{data}\"\non_agent_exit = \"{exit}\"\n{auth}{extra}{extra_of}",
             seed = self.agent_addr(0),
             expect = self.builder.expect.unwrap_or(self.builder.hosts),
             pki = self.dir().join(format!("pki/host-{}", host + 1)).display(),
             state = dir.join("state").display(),
             data = dir.join("redis_cluster").display(),
             exit = if self.builder.keep_servers { "leave" } else { "stop" },
+            // The default is part of what is tested.
+            auth = if self.builder.redis_auth { "" } else { "auth = \"off\"\n" },
             extra = self.builder.extra,
             extra_of = self.builder.extra_of.get(&host).map_or("", String::as_str),
         )
@@ -323,7 +333,7 @@ impl Mesh {
     /// `redis-cli`, which gives the password where the servers want it.
     pub fn redis_cli_command(&self) -> Command {
         let mut command = Command::new("redis-cli");
-        if self.builder.extra.contains("auth = \"on\"") {
+        if self.builder.redis_auth {
             command.env("REDISCLI_AUTH", self.password.get_or_init(|| self.redis_password()));
         }
         command

@@ -1,6 +1,6 @@
 //! `deploy cloud-init`: user data that makes a fresh Debian or Ubuntu host a member.
 //!
-//! Each host's file holds its own key and no other secret, and is written for its owner
+//! Each host's file holds its own key and the mesh's redis.secret, and is written for its owner
 //! alone. What it does on the host may be done again at any time and then changes
 //! nothing: joining is the agent's work. The package brings the kernel's settings, the
 //! user and the unit.
@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
+use redmesh_api::secret::{REDIS_SECRET_FILE, RedisSecret};
 use serde::Serialize;
 
 use super::hosts::{self, HostSpec};
@@ -84,12 +85,14 @@ enum Package<'a> {
     Path(&'a str),
 }
 
-/// What is secret of a host, PEM.
+/// What makes a host a member, PEM.
 #[derive(Debug)]
 struct Certificates {
     ca: String,
     cert: String,
     key: String,
+    /// No PEM, but the secret of the redis-servers' passwords.
+    redis_secret: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -134,7 +137,7 @@ pub fn run(args: &CloudInitArgs, output: &Output) -> Result<Exit> {
     let dir = args.out.display();
     output.answer(&written, || {
         format!(
-            "Wrote user data for {count} hosts into {dir}; each file holds its host's private key.\n\
+            "Wrote user data for {count} hosts into {dir}; each file holds its host's private key and the redis-servers' secret.\n\
              Next: give each host its file, then redmeshctl --agent {}:{MESH_PORT_DEFAULT} members\n",
             args.hosts[0].ip
         )
@@ -195,7 +198,9 @@ fn certificates(pki: &Path, host: &HostSpec) -> Result<Certificates> {
         let path = dir.join(name);
         std::fs::read_to_string(&path).with_context(|| format!("can't read {}", path.display()))
     };
-    Ok(Certificates { ca: read("ca.pem")?, cert: read("cert.pem")?, key: read("key.pem")? })
+    // One that is damaged is to be refused here, and not by the host's first start.
+    let redis_secret = RedisSecret::load(&dir)?.file_text();
+    Ok(Certificates { ca: read("ca.pem")?, cert: read("cert.pem")?, key: read("key.pem")?, redis_secret })
 }
 
 fn agent_toml(host: &HostSpec, common: &Common<'_>) -> String {
@@ -242,7 +247,7 @@ fn install(package: &Package<'_>) -> String {
          \x20 apt-get install -q -y --no-install-recommends \"$deb\"\n\
          fi\n\
          # What is there already stays: it may be newer.\n\
-         for file in agent.toml identity/ca.pem identity/cert.pem identity/key.pem; do\n\
+         for file in agent.toml identity/ca.pem identity/cert.pem identity/key.pem identity/redis.secret; do\n\
          \x20 [ -e \"/etc/redmesh/$file\" ] || cp -p \"{SEED}/$file\" \"/etc/redmesh/$file\"\n\
          done\n\
          systemd-tmpfiles --create redmesh-agent.conf\n\
@@ -255,7 +260,8 @@ fn install(package: &Package<'_>) -> String {
 fn render(host: &HostSpec, common: &Common<'_>, certificates: &Certificates) -> String {
     let mut text = format!(
         "#cloud-config\n\
-         # Host {} of mesh {:?}. It holds the host's private key: keep it to yourself.\n\
+         # Host {} of mesh {:?}. It holds the host's private key and the\n\
+         # secret of the mesh's redis-servers: keep it to yourself.\n\
          write_files:\n",
         host.name, common.mesh
     );
@@ -270,6 +276,7 @@ fn render(host: &HostSpec, common: &Common<'_>, certificates: &Certificates) -> 
     file(&format!("{SEED}/identity/ca.pem"), "0644", &certificates.ca);
     file(&format!("{SEED}/identity/cert.pem"), "0644", &certificates.cert);
     file(&format!("{SEED}/identity/key.pem"), "0600", &certificates.key);
+    file(&format!("{SEED}/identity/{REDIS_SECRET_FILE}"), "0600", &certificates.redis_secret);
     file("/usr/local/sbin/redmesh-install", "0755", &install(&common.package));
     text.push_str("runcmd:\n  - [/usr/local/sbin/redmesh-install]\n");
     text
