@@ -28,6 +28,10 @@ Examples:
 Settings come from the file, then from REDMESH_<SECTION>__<KEY> variables, then from
 --set flags; later ones win. deploy/agent.example.toml explains every key.";
 
+/// Exit code of an agent whose host was removed from the mesh: another start would end the
+/// same way (`RestartPreventExitStatus` in the unit).
+const EXIT_REMOVED: u8 = 4;
+
 /// The agent of a redmesh: one per host.
 #[derive(Debug, Parser)]
 #[command(version, about, after_help = EXAMPLES)]
@@ -80,7 +84,10 @@ fn main() -> ExitCode {
             // Logging may not be set up yet, and this must be seen.
             let _ =
                 std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("redmesh-agent: {error:#}\n"));
-            ExitCode::FAILURE
+            match error.is::<app::Removed>() {
+                true => ExitCode::from(EXIT_REMOVED),
+                false => ExitCode::FAILURE,
+            }
         }
     }
 }

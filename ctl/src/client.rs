@@ -242,6 +242,7 @@ pub fn repeatable(request: &ControlRequest) -> bool {
     match request {
         ControlRequest::RunStart(_) | ControlRequest::RunShare(_) | ControlRequest::RunVerify(_) => false,
         ControlRequest::Members
+        | ControlRequest::HostRemove(_)
         | ControlRequest::ClusterCreate(_)
         | ControlRequest::Doctor(_)
         | ControlRequest::ClusterStatus

@@ -4,7 +4,8 @@
 //! directory with `ca.pem`, `cert.pem` and `key.pem` to be carried to its host, a host's
 //! also with `redis.secret`, from which the redis-servers' passwords come. Nothing is ever
 //! overwritten unasked, and no private key is ever readable by others, not even while it
-//! is being written. There is no revocation: certificates are short-lived instead.
+//! is being written. What is issued is not revoked here: a mesh removes hosts, and by that
+//! refuses what was issued to them until then.
 
 #[cfg(test)]
 mod tests;
@@ -35,9 +36,6 @@ pub const LEAF_DAYS: u32 = 365;
 
 /// Longest validity that can be asked for, days.
 pub const DAYS_MAX: i64 = 36500;
-
-/// Certificates begin so long before now: clocks differ.
-const CLOCK_SKEW: Duration = Duration::hours(1);
 
 /// `redmeshctl pki …`
 #[derive(Debug, Subcommand)]
@@ -133,7 +131,7 @@ impl Validity {
     /// From now (less a little, since clocks differ) for so many days.
     pub fn days(days: u32) -> Self {
         let now = OffsetDateTime::now_utc();
-        Self { from: now - CLOCK_SKEW, until: now + Duration::days(i64::from(days)) }
+        Self { from: now - tls::BACKDATED, until: now + Duration::days(i64::from(days)) }
     }
 
     /// For `days` from `days_ago` on; over already when that is longer ago.

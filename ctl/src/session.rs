@@ -10,13 +10,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use redmesh_api::control::{
-    ClusterCheck, ClusterCreate, ClusterStatus, ControlReply, ControlRequest, Members, Refusal, RefusalKind,
-    RunDetail, RunRef, RunView, ShareRequest, VerifyRequest,
+    ClusterCheck, ClusterCreate, ClusterStatus, ControlReply, ControlRequest, HostRemove, Members, Refusal,
+    RefusalKind, RunDetail, RunRef, RunView, ShareRequest, VerifyRequest,
 };
-use redmesh_api::level::{ClusterPlan, ClusterSpec};
+use redmesh_api::level::{ClusterPlan, ClusterSpec, RemovedHost};
 use redmesh_api::preflight::{Check, Finding, Report};
 use redmesh_api::run::{Run, RunSpec};
 use redmesh_api::tls::{Identity, Role};
+use serde::Serialize;
 
 use crate::client::{self, Client, ClientError};
 use crate::exit::Exit;
@@ -83,6 +84,17 @@ pub struct CreatedPlan {
     /// Of a new one: what the preflight warns of.
     pub warnings: Vec<Finding>,
     /// What should be known of it, in words.
+    pub notes: Vec<String>,
+}
+
+/// A host that is refused from now on, or was before.
+#[derive(Debug, Serialize)]
+pub struct RemovedReply {
+    /// Whom.
+    pub host: RemovedHost,
+    /// Whether that is new.
+    pub fresh: bool,
+    /// What is left to do, in words.
     pub notes: Vec<String>,
 }
 
@@ -180,6 +192,14 @@ impl Session {
         match self.request(&ControlRequest::Members).await? {
             ControlReply::Members(members) => Ok(members),
             _ => Err(self.unexpected("Members")),
+        }
+    }
+
+    /// Has a host refused for good.
+    pub async fn host_remove(&mut self, request: HostRemove) -> Result<RemovedReply, SessionError> {
+        match self.request_of_coordinator(&ControlRequest::HostRemove(request)).await? {
+            ControlReply::Removed { host, fresh, notes } => Ok(RemovedReply { host, fresh, notes }),
+            _ => Err(self.unexpected("HostRemove")),
         }
     }
 

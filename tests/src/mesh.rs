@@ -244,6 +244,15 @@ impl Mesh {
         self.agents[host].as_mut().is_some_and(|child| child.try_wait().expect("ask for a child").is_none())
     }
 
+    /// Waits until a host's agent has ended by itself; its exit code.
+    pub fn await_agent_end(&mut self, host: usize) -> Option<i32> {
+        let child = self.agents[host].as_mut().expect("the agent runs");
+        let status =
+            until("the agent to end by itself", READY, || child.try_wait().expect("ask for a child"));
+        self.agents[host] = None;
+        status.code()
+    }
+
     /// `redmeshctl` with these arguments, as the operator, asking `host`.
     pub fn ctl_at(&self, host: usize, args: &[&str]) -> Output {
         let agent = self.agent_addr(host);

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{HostId, MeshId};
-use crate::level::{ClusterPlan, ClusterSpec, PlanStage, Stamp};
+use crate::level::{ClusterPlan, ClusterSpec, PlanStage, RemovedHost, Stamp};
 use crate::preflight::{Check, Finding, Report};
 use crate::run::{LatencySummary, Run, RunSpec, ShareDetail, Tally};
 
@@ -15,6 +15,8 @@ use crate::run::{LatencySummary, Run, RunSpec, ShareDetail, Tally};
 pub enum ControlRequest {
     /// Who is here? → `Members`
     Members,
+    /// Refuse a host for good. → `Removed`
+    HostRemove(HostRemove),
     /// Begin (or continue, or confirm) a cluster; returns once the plan is
     /// committed, `ClusterStatus` tells the rest. → `Created`
     ClusterCreate(ClusterCreate),
@@ -50,6 +52,7 @@ impl ControlRequest {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Members => "Members",
+            Self::HostRemove(_) => "HostRemove",
             Self::ClusterCreate(_) => "ClusterCreate",
             Self::Doctor(_) => "Doctor",
             Self::ClusterStatus => "ClusterStatus",
@@ -68,7 +71,8 @@ impl ControlRequest {
     /// No default: whoever adds a request has to say it here.
     pub fn changes(&self) -> bool {
         match self {
-            Self::ClusterCreate(_)
+            Self::HostRemove(_)
+            | Self::ClusterCreate(_)
             | Self::RunStart(_)
             | Self::RunShare(_)
             | Self::RunVerify(_)
@@ -80,6 +84,35 @@ impl ControlRequest {
             | Self::RunList
             | Self::RunShow { .. }
             | Self::RunDetail(_) => false,
+        }
+    }
+}
+
+/// A host that is to be removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostRemove {
+    /// Its name, or its id in hex where several bear the name.
+    pub host: String,
+    /// Checks that don't stop it when they fail.
+    pub force: Vec<RemovalCheck>,
+}
+
+/// What keeps a host from being removed unless it is overridden by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RemovalCheck {
+    /// Its servers hold slots that no other host covers.
+    Slots,
+    /// The mesh knows no such host.
+    Unknown,
+}
+
+impl RemovalCheck {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Slots => "slots",
+            Self::Unknown => "unknown",
         }
     }
 }
@@ -131,6 +164,15 @@ pub enum RunRef {
 pub enum ControlReply {
     /// See [`ControlRequest::Members`].
     Members(Members),
+    /// See [`ControlRequest::HostRemove`].
+    Removed {
+        /// What is refused from now on.
+        host: RemovedHost,
+        /// False when it was so before.
+        fresh: bool,
+        /// What is left to do, in words.
+        notes: Vec<String>,
+    },
     /// See [`ControlRequest::ClusterCreate`].
     Created {
         /// The plan that is now being carried out, or was already.

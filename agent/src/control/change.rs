@@ -1,4 +1,5 @@
-//! Changes, made on the coordinator alone: create a cluster, start and stop runs.
+//! Changes, made on the coordinator alone: create a cluster, start and stop runs, remove
+//! hosts.
 
 use redmesh_api::control::{
     ClusterCreate, ControlReply, ControlRequest, RefusalKind, RunRef, ShareRequest, VerifyRequest,
@@ -36,6 +37,7 @@ impl Control {
             Err(error) => return not_begun(&error),
         };
         match request {
+            ControlRequest::HostRemove(request) => self.remove(&level, &request).await,
             ControlRequest::ClusterCreate(create) => self.create(&level, create).await,
             ControlRequest::RunStart(spec) => self.start(&level, spec).await,
             ControlRequest::RunShare(request) => self.share(&level, &request).await,
@@ -336,7 +338,7 @@ fn not_begun(error: &ProposeError) -> ControlReply {
 }
 
 /// A proposal that may be committed all the same, even by a successor.
-fn uncertain(error: &ProposeError) -> ControlReply {
+pub(super) fn uncertain(error: &ProposeError) -> ControlReply {
     let message =
         format!("it may have been done or not: {}; look before trying again", crate::error_chain(error));
     refused(RefusalKind::Deadline, message)
