@@ -144,9 +144,11 @@ impl Session {
     async fn request(&mut self, request: &ControlRequest) -> Result<ControlReply, SessionError> {
         let client = match self.client.take() {
             Some(client) => client,
-            None => Client::connect(self.agent, &self.identity, self.timeout)
-                .await
-                .map_err(SessionError::Client)?,
+            None => match Client::connect(self.agent, &self.identity, self.timeout).await {
+                Ok(client) => client,
+                Err(ClientError::Refused(refusal)) => return Err(SessionError::Refused(refusal)),
+                Err(error) => return Err(SessionError::Client(error)),
+            },
         };
         match client.request(request).await {
             Ok(ControlReply::Refused(refusal)) | Err(ClientError::Refused(refusal)) => {

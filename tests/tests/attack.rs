@@ -279,6 +279,33 @@ fn answers_that_nobody_reads_make_the_agent_busy_and_then_free_again() {
 }
 
 #[test]
+fn an_operator_with_too_many_connections_is_told_that_the_agent_is_busy() {
+    let mesh = MeshBuilder::new(1).ready();
+    let runtime = runtime();
+    let (to, client) = (agent(&mesh), runtime.block_on(async { endpoint(attacker(&mesh, 1)) }));
+    let config = tls::quic_client_config(&identity(&mesh, "tester")).expect("TLS");
+    let mut held = Vec::new();
+    // How many there may be is the agent's; each that is let in stays.
+    let busy = until("an operator to be told that the agent is busy", SOON, || {
+        held.push(runtime.block_on(connect(&client, config.clone(), to)));
+        let output = mesh.ctl_at(0, &["members"]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success() || output.status.code() == Some(3), "{said}");
+        (!output.status.success()).then_some(said)
+    });
+    for words in ["busy: 32 connections of operator tester are open already", "ask another agent"] {
+        assert!(busy.contains(words), "{busy}");
+    }
+    assert!(!busy.contains("no trust"), "{busy}");
+    // What may change something waits for its turn, as long as it was given.
+    let changing = mesh.ctl_at(0, &["run", "stop", "--timeout", "1"]);
+    let said = String::from_utf8_lossy(&changing.stderr);
+    assert!(changing.status.code() == Some(3) && said.contains("busy: 32 connections"), "{said}");
+    client.close(VarInt::from_u32(0), b"");
+    until("the agent to serve again", SOON, || mesh.try_json_at(0, &["members"]));
+}
+
+#[test]
 fn a_read_only_operator_asks_any_agent_and_changes_nothing_through_any() {
     let mesh = MeshBuilder::new(3).ready();
     let issued = mesh.ctl(&["pki", "issue", "--dir", "pki", "--operator", "rose", "--read-only"]);

@@ -23,7 +23,7 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use serde::{Deserialize, Serialize};
 use webpki::EndEntityCert;
 
-pub use explain::{explain, is_refusal, turned_away};
+pub use explain::{explain, is_busy, is_refusal, turned_away};
 pub use identity::Identity;
 pub use quic::{
     ALPN, IDLE_TIMEOUT, INITIAL_RTT, KEEP_ALIVE, STRANGER_STREAMS_MAX, STREAMS_MAX, client_config,

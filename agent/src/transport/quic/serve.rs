@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use quinn::{Connection, Incoming, RecvStream, SendStream, VarInt};
 use redmesh_api::codec::{self, Channel, CodecError, Direction};
-use redmesh_api::frames::{self, CLOSE_DONE, CLOSE_REFUSED, FrameError};
+use redmesh_api::frames::{self, CLOSE_BUSY, CLOSE_DONE, CLOSE_REFUSED, FrameError};
 use redmesh_api::ids::HostId;
 use redmesh_api::tls::{self, Role};
 use tokio::sync::Semaphore;
@@ -167,7 +167,9 @@ async fn admit(shared: &Arc<Shared>, incoming: Incoming) -> Result<Inbound, Stri
     };
     let certified = Certified::of(&connection).map_err(|error| refuse(error.to_string()))?;
     if certified.role != Role::Host {
-        let seat = shared.operators.seat(&certified.name).map_err(refuse)?;
+        let seat = shared.operators.seat(&certified.name).inspect_err(|reason| {
+            connection.close(VarInt::from_u32(CLOSE_BUSY), reason.as_bytes());
+        })?;
         return Ok(Inbound { connection, certified, kind: Kind::Operator(seat) });
     }
     let first = async {
