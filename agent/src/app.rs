@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use redmesh_api::ids::MeshId;
+use redmesh_api::level::RemovedHost;
 use redmesh_api::secret::RedisSecret;
 use redmesh_api::tls;
 use sd_notify::NotifyState;
@@ -57,6 +58,12 @@ const FAREWELL_ROUNDS: u32 = 3;
 /// Between two looks at what the service manager should be told.
 const NOTIFY_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Why an agent ends that would be refused by everybody: its host was removed. The words are
+/// the agent's that said so; a host that may say it may order whatever it likes anyway.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Removed(String);
+
 /// An agent: all that runs, in the order in which it is drained.
 pub struct Agent {
     shares: Shares,
@@ -70,6 +77,8 @@ pub struct Agent {
     cancel: CancellationToken,
     /// For the last counts to be gossiped.
     farewell: Duration,
+    /// What another agent says where this host was removed from the mesh.
+    told_removed: watch::Receiver<Option<String>>,
     /// Holds the state directory's lock until nothing uses the directory any more.
     host: HostIdentity,
 }
@@ -102,6 +111,7 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
         .with_context(|| format!("state.dir = {}", config.state_dir.display()))?;
     let identity = tls::Identity::load(&config.identity_dir)
         .with_context(|| format!("identity.dir = {}", config.identity_dir.display()))?;
+    let secret = redis_secret(&config)?;
     let name = identity.name().to_owned();
     let levels_cell = LevelCell::open(&config.state_dir, disk.clone())?;
     info!(host = %host.id(), name, generation = host.generation(), mesh = config.mesh.name, "starting");
@@ -110,7 +120,9 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
     let cancel = CancellationToken::new();
 
     let (mesh_id, known_mesh) = watch::channel(levels_cell.get().mesh);
-    tasks.spawn(named("mesh id", announce_mesh_id(levels_cell.clone(), mesh_id, cancel.clone())));
+    let (removed, known_removed) = watch::channel(levels_cell.get().removed.clone());
+    let announce = announce_mesh(levels_cell.clone(), mesh_id, removed, cancel.clone());
+    tasks.spawn(named("mesh id", announce));
     let quic = QuicTransport::bind(QuicOptions {
         listen: config.mesh.listen,
         advertise: config.mesh.advertise,
@@ -118,10 +130,12 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
         host_secret: *host.secret(),
         local: LocalPeer { id: host.id(), boot_id: host.generation(), mesh_name: config.mesh.name.clone() },
         mesh_id: known_mesh,
+        removed: known_removed,
         wire,
     })
     .context("can't open the mesh port")?;
     let udp_buffers = quic.udp_buffers();
+    let told_removed = quic.told_removed();
     let transport: Arc<dyn Transport> = quic.clone();
 
     let host_facts = HostFacts {
@@ -163,7 +177,6 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
 
     let directives: Vec<_> = config.redis.directives.clone().into_iter().collect();
     cluster::redis_conf::check_directives(&directives)?;
-    let secret = redis_secret(&config)?;
     let default_user = || cluster::redis_conf::password(&directives).map(Login::default_user);
     let login = secret.as_ref().map(Login::agent).or_else(default_user);
     let supervisor = servers(SupervisorOptions {
@@ -328,6 +341,7 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
         tasks,
         cancel,
         farewell,
+        told_removed,
         host,
     })
 }
@@ -360,15 +374,25 @@ async fn named(name: &'static str, task: impl Future<Output = ()>) -> &'static s
     name
 }
 
-/// Tells the transport which mesh this host belongs to, once it does.
-async fn announce_mesh_id(
+/// Tells the transport which mesh this host belongs to, once it does, and who was removed
+/// from it.
+async fn announce_mesh(
     cell: LevelCell,
     mesh_id: watch::Sender<Option<MeshId>>,
+    removed: watch::Sender<Vec<RemovedHost>>,
     cancel: CancellationToken,
 ) {
     let mut levels = cell.subscribe();
     loop {
-        let mesh = levels.borrow_and_update().mesh;
+        let level = levels.borrow_and_update().clone();
+        let mesh = level.mesh;
+        removed.send_if_modified(|known| {
+            let changed = *known != level.removed;
+            if changed {
+                known.clone_from(&level.removed);
+            }
+            changed
+        });
         mesh_id.send_if_modified(|known| std::mem::replace(known, mesh) != mesh);
         tokio::select! {
             changed = levels.changed() => if changed.is_err() { return },
@@ -427,6 +451,9 @@ impl Agent {
         loop {
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
+                Ok(told) = self.told_removed.wait_for(Option::is_some) => {
+                    return Err(Removed(told.clone().unwrap_or_default()).into());
+                }
                 ended = self.tasks.join_next() => match ended {
                     Some(Ok(name)) => return Err(anyhow!("the task {name:?} ended by itself")),
                     Some(Err(error)) => return Err(anyhow!(error).context("a task failed")),

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use redmesh_api::ids::{HostId, MeshId, RunId};
-use redmesh_api::level::Level;
+use redmesh_api::level::{Level, RemovedHost};
 use redmesh_api::run::{Run, Tally};
 use tokio::sync::watch;
 
@@ -80,24 +80,25 @@ pub struct Census {
 /// Hosts by id.
 pub type Hosts = BTreeMap<HostId, CensusHost>;
 
-/// The hosts of the view that was asked for last: their values are JSON, which is parsed
-/// once per view, not each time that somebody asks.
+/// The hosts of the view that was asked for last, without those that were removed: their
+/// values are JSON, which is parsed once per view, not each time that somebody asks.
 #[derive(Debug, Clone, Default)]
 pub struct ParsedHosts(Arc<Mutex<Option<ParsedView>>>);
 
-type ParsedView = (Arc<MeshView>, Arc<Hosts>);
+type ParsedView = (Arc<MeshView>, Vec<RemovedHost>, Arc<Hosts>);
 
 impl ParsedHosts {
-    fn of(&self, view: &Arc<MeshView>) -> Arc<Hosts> {
+    fn of(&self, view: &Arc<MeshView>, level: &Level) -> Arc<Hosts> {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((known, hosts)) = &*last
+        if let Some((known, removed, hosts)) = &*last
             && Arc::ptr_eq(known, view)
+            && *removed == level.removed
         {
             return hosts.clone();
         }
-        let hosts = view.members.values().map(|member| (member.id, CensusHost::of(member)));
-        let hosts: Arc<Hosts> = Arc::new(hosts.collect());
-        *last = Some((view.clone(), hosts.clone()));
+        let there = view.members.values().filter(|member| !level.is_removed(member.id));
+        let hosts: Arc<Hosts> = Arc::new(there.map(|member| (member.id, CensusHost::of(member))).collect());
+        *last = Some((view.clone(), level.removed.clone(), hosts.clone()));
         hosts
     }
 }
@@ -123,10 +124,10 @@ impl HeardCounts {
 }
 
 impl Census {
-    /// All hosts known, by id.
+    /// All hosts known, by id; none that was removed.
     pub fn hosts(&self) -> Arc<Hosts> {
         let view = self.view.borrow().clone();
-        self.parsed.of(&view)
+        self.parsed.of(&view, &self.levels.get())
     }
 
     /// The newest level.
@@ -218,9 +219,17 @@ mod tests {
     fn a_view_is_parsed_once_and_a_newer_one_anew() {
         let parsed = ParsedHosts::default();
         let (a, b) = (view("a"), view("b"));
-        let first = parsed.of(&a);
+        let mut level = Level::default();
+        let first = parsed.of(&a, &level);
         assert_eq!(first[&HostId(1)].name(), "a");
-        assert!(Arc::ptr_eq(&first, &parsed.of(&a)));
-        assert_eq!(parsed.of(&b)[&HostId(1)].name(), "b");
+        assert!(Arc::ptr_eq(&first, &parsed.of(&a, &level)));
+        assert_eq!(parsed.of(&b, &level)[&HostId(1)].name(), "b");
+        level.removed = vec![RemovedHost {
+            id: Some(HostId(1)),
+            name: "b".to_owned(),
+            certificates: true,
+            at_unix_ms: 1,
+        }];
+        assert!(parsed.of(&b, &level).is_empty(), "removed");
     }
 }

@@ -36,6 +36,10 @@ Settings come from the file, then from REDMESH_<SECTION>__<KEY> variables, then 
 /// long, microseconds.
 const JOIN_EXTENDS_BY_US: u32 = 300_000_000;
 
+/// Exit code of an agent whose host was removed from the mesh: another start would end the
+/// same way (`RestartPreventExitStatus` in the unit).
+const EXIT_REMOVED: u8 = 4;
+
 /// The agent of a redmesh: one per host.
 #[derive(Debug, Parser)]
 #[command(version, about, after_help = EXAMPLES)]
@@ -102,7 +106,10 @@ fn main() -> ExitCode {
             // Logging may not be set up yet, and this must be seen.
             let _ =
                 std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("redmesh-agent: {error:#}\n"));
-            ExitCode::FAILURE
+            match error.is::<app::Removed>() {
+                true => ExitCode::from(EXIT_REMOVED),
+                false => ExitCode::FAILURE,
+            }
         }
     }
 }

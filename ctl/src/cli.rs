@@ -10,6 +10,7 @@ use crate::demo::DemoArgs;
 use crate::deploy::DeployCommand;
 use crate::doctor::DoctorArgs;
 use crate::join_token::JoinTokenCommand;
+use crate::members::{self, MembersArgs};
 use crate::output::Format;
 use crate::pki::PkiCommand;
 use crate::run::RunCommand;
@@ -68,9 +69,9 @@ pub enum Command {
     /// Make a mesh's certificate authority and issue certificates
     #[command(subcommand, after_help = PKI_EXAMPLES)]
     Pki(PkiCommand),
-    /// Show the hosts of the mesh
-    #[command(after_help = "Examples:\n  redmeshctl members\n  redmeshctl --agent 10.0.0.7 members -o json")]
-    Members,
+    /// Show the hosts of the mesh, or remove one for good
+    #[command(after_help = members::EXAMPLES)]
+    Members(MembersArgs),
     /// Find what would keep a cluster from working on these hosts, and what mends it
     Doctor(DoctorArgs),
     /// Form a Redis Cluster and look at it

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use quinn::{Connection, ConnectionError, Endpoint, VarInt};
 use redmesh_api::codec::{self, Channel, CodecError};
-use redmesh_api::control::{ControlReply, ControlRequest, Refusal};
+use redmesh_api::control::{ControlReply, ControlRequest, Refusal, RefusalKind};
 use redmesh_api::frames::{self, CLOSE_DONE, FrameError};
 use redmesh_api::tls::{self, Identity, Role, TlsError};
 use tokio::net::UdpSocket;
@@ -219,7 +219,9 @@ impl Client {
     fn ended(&self, error: &ConnectionError) -> ClientError {
         let agent = self.agent;
         let reason = tls::explain(error).unwrap_or_else(|| error.to_string());
-        if tls::is_refusal(error) {
+        if tls::is_busy(error) {
+            ClientError::Refused(Refusal { kind: RefusalKind::Busy, message: reason })
+        } else if tls::is_refusal(error) {
             ClientError::Untrusted { agent, reason }
         } else {
             ClientError::Lost { agent, reason }
@@ -242,6 +244,7 @@ pub fn repeatable(request: &ControlRequest) -> bool {
     match request {
         ControlRequest::RunStart(_) | ControlRequest::RunShare(_) | ControlRequest::RunVerify(_) => false,
         ControlRequest::Members
+        | ControlRequest::HostRemove(_)
         | ControlRequest::ClusterCreate(_)
         | ControlRequest::Doctor(_)
         | ControlRequest::ClusterStatus

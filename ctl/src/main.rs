@@ -64,9 +64,9 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
             output.answer(&serde_json::json!({ "message": said }), || format!("{}\n", said.trim_end()))?;
             Ok(Exit::Ok)
         }
-        Command::Members => {
+        Command::Members(args) => {
             let mut session = session()?;
-            let exit = members::run(&mut session, &output).await;
+            let exit = members::run(args, &mut session, &output).await;
             session.close().await;
             exit
         }

@@ -1,14 +1,84 @@
-//! `members`: the hosts of the mesh as one agent sees them.
+//! `members`: the hosts of the mesh as one agent sees them; `members remove` has one refused
+//! for good.
 
+use clap::{Args, Subcommand, ValueEnum};
 use comfy_table::{Table, presets};
-use redmesh_api::control::{Member, MemberState, Members};
+use redmesh_api::control::{HostRemove, Member, MemberState, Members, RemovalCheck};
 
 use crate::exit::Exit;
 use crate::output::Output;
-use crate::session::Session;
+use crate::session::{RemovedReply, Session};
+
+/// Examples of `members`.
+pub const EXAMPLES: &str = "\
+Examples:
+  redmeshctl members
+  redmeshctl --agent 10.0.0.7 members -o json
+  redmeshctl members remove db-3";
+
+const REMOVE_EXAMPLES: &str = "\
+Examples:
+  redmeshctl members remove db-3
+  redmeshctl members remove 5f3a09c1                 by its id, where two hosts bear one name
+  redmeshctl members remove db-3 --force slots       although the cluster loses what it holds
+
+Every agent then refuses the host: by its id, and by every certificate of its name that was
+issued until now. It can't be undone; the host may join again as a new one, with an empty
+state directory and a certificate that is issued afterwards.";
+
+/// `redmeshctl members …`
+#[derive(Debug, Args)]
+pub struct MembersArgs {
+    /// What to do; shows the hosts without it.
+    #[command(subcommand)]
+    pub command: Option<MembersCommand>,
+}
+
+/// What can be done with a host.
+#[derive(Debug, Subcommand)]
+pub enum MembersCommand {
+    /// Refuse a host and its certificates from now on
+    #[command(after_help = REMOVE_EXAMPLES)]
+    Remove(RemoveArgs),
+}
+
+/// Arguments of `members remove`.
+#[derive(Debug, Args)]
+pub struct RemoveArgs {
+    /// The host's name, or its id where several bear the name
+    #[arg(value_name = "HOST")]
+    pub host: String,
+    /// Remove it although this speaks against it
+    #[arg(long, value_enum, value_name = "CHECK")]
+    pub force: Vec<ForcedCheck>,
+}
+
+/// What can be overridden.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ForcedCheck {
+    /// Its servers hold slots that no other host covers: the cluster loses them
+    Slots,
+    /// The mesh knows no host of this name (any more): certificates of it are refused all the same
+    Unknown,
+}
+
+impl From<ForcedCheck> for RemovalCheck {
+    fn from(check: ForcedCheck) -> Self {
+        match check {
+            ForcedCheck::Slots => Self::Slots,
+            ForcedCheck::Unknown => Self::Unknown,
+        }
+    }
+}
 
 /// Asks and prints.
-pub async fn run(session: &mut Session, output: &Output) -> anyhow::Result<Exit> {
+pub async fn run(args: MembersArgs, session: &mut Session, output: &Output) -> anyhow::Result<Exit> {
+    if let Some(MembersCommand::Remove(RemoveArgs { host, force })) = args.command {
+        let force = force.into_iter().map(RemovalCheck::from).collect();
+        let removed = session.host_remove(HostRemove { host, force }).await?;
+        output.answer(&removed, || removed_text(&removed))?;
+        return Ok(Exit::Ok);
+    }
     let members = session.members().await?;
     output.answer(&members, || render(&members))?;
     Ok(Exit::Ok)
@@ -62,6 +132,26 @@ fn render(view: &Members) -> String {
         if let Some(problem) = &member.problem {
             text.push_str(&format!("{}: {problem}\n", member.name));
         }
+    }
+    text
+}
+
+fn removed_text(removed: &RemovedReply) -> String {
+    let host = &removed.host;
+    let id = host.id.map(|id| format!(" ({id})")).unwrap_or_default();
+    let name = &host.name;
+    let mut text = match removed.fresh {
+        true => format!("removed {name}{id}: every agent refuses it from now on\n"),
+        false => format!("{name}{id} was removed before\n"),
+    };
+    if host.id.is_some() && !host.certificates {
+        text.push_str(&format!(
+            "the certificates of {name} stay good, because another host bears the name: if a key was lost, issue that \
+             host another one, under another name\n"
+        ));
+    }
+    for note in &removed.notes {
+        text.push_str(&format!("{note}\n"));
     }
     text
 }
@@ -128,5 +218,21 @@ mod tests {
         assert!(text.ends_with(
             "mesh \"demo\": 1 of 2 hosts alive, coordinator host-1\nhost-2: port 6379 is taken\n"
         ));
+    }
+
+    #[test]
+    fn a_removal_says_what_is_refused_and_what_is_left_to_do() {
+        let host = |certificates| redmesh_api::level::RemovedHost {
+            id: Some(HostId(3)),
+            name: "db-3".to_owned(),
+            certificates,
+            at_unix_ms: 1,
+        };
+        let said = |certificates, fresh| {
+            removed_text(&RemovedReply { host: host(certificates), fresh, notes: vec!["forget".to_owned()] })
+        };
+        assert_eq!(said(true, true), "removed db-3 (00000003): every agent refuses it from now on\nforget\n");
+        assert!(said(true, false).starts_with("db-3 (00000003) was removed before\n"));
+        assert!(said(false, true).contains("the certificates of db-3 stay good"));
     }
 }

@@ -4,7 +4,8 @@
 //! directory with `ca.pem`, `cert.pem` and `key.pem` to be carried to its host, a host's
 //! also with `redis.secret`, from which the redis-servers' passwords come. Nothing is ever
 //! overwritten unasked, and no private key is ever readable by others, not even while it
-//! is being written. There is no revocation: certificates are short-lived instead.
+//! is being written. What is issued is not revoked here: a mesh removes hosts, and by that
+//! refuses what was issued to them until then.
 
 #[cfg(test)]
 mod tests;
@@ -38,9 +39,6 @@ pub const SIGNER_DAYS: u32 = 90;
 
 /// Longest validity that can be asked for, days.
 pub const DAYS_MAX: i64 = 36500;
-
-/// Certificates begin so long before now: clocks differ.
-const CLOCK_SKEW: Duration = Duration::hours(1);
 
 /// `redmeshctl pki …`
 #[derive(Debug, Subcommand)]
@@ -154,13 +152,13 @@ pub struct RedisPasswordArgs {
 /// From now (less a little, since clocks differ) for so many days.
 fn for_days(days: u32) -> Validity {
     let now = OffsetDateTime::now_utc();
-    Validity { from: now - CLOCK_SKEW, until: now + Duration::days(i64::from(days)) }
+    Validity { from: now - tls::BACKDATED, until: now + Duration::days(i64::from(days)) }
 }
 
 /// From now (less a little, since clocks differ) for so many seconds.
 fn for_seconds(seconds: u32) -> Validity {
     let now = OffsetDateTime::now_utc();
-    Validity { from: now - CLOCK_SKEW, until: now + Duration::seconds(i64::from(seconds)) }
+    Validity { from: now - tls::BACKDATED, until: now + Duration::seconds(i64::from(seconds)) }
 }
 
 /// For `days` from `days_ago` on; over already when that is longer ago.

@@ -10,14 +10,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use redmesh_api::control::{
-    ClusterCheck, ClusterCreate, ClusterStatus, ControlReply, ControlRequest, Members, Refusal, RefusalKind,
-    RunDetail, RunRef, RunView, ShareRequest, TokenCreate, VerifyRequest,
+    ClusterCheck, ClusterCreate, ClusterStatus, ControlReply, ControlRequest, HostRemove, Members, Refusal,
+    RefusalKind, RunDetail, RunRef, RunView, ShareRequest, TokenCreate, VerifyRequest,
 };
 use redmesh_api::join::{CaPin, TokenId, TokenRecord};
-use redmesh_api::level::{ClusterPlan, ClusterSpec};
+use redmesh_api::level::{ClusterPlan, ClusterSpec, RemovedHost};
 use redmesh_api::preflight::{Check, Finding, Report};
 use redmesh_api::run::{Run, RunSpec};
 use redmesh_api::tls::{Identity, Role};
+use serde::Serialize;
 
 use crate::client::{self, Client, ClientError};
 use crate::exit::Exit;
@@ -87,6 +88,17 @@ pub struct CreatedPlan {
     pub notes: Vec<String>,
 }
 
+/// A host that is refused from now on, or was before.
+#[derive(Debug, Serialize)]
+pub struct RemovedReply {
+    /// Whom.
+    pub host: RemovedHost,
+    /// Whether that is new.
+    pub fresh: bool,
+    /// What is left to do, in words.
+    pub notes: Vec<String>,
+}
+
 /// A conversation with one agent.
 #[derive(Debug)]
 pub struct Session {
@@ -138,9 +150,11 @@ impl Session {
     async fn request(&mut self, request: &ControlRequest) -> Result<ControlReply, SessionError> {
         let client = match self.client.take() {
             Some(client) => client,
-            None => Client::connect(self.agent, &self.identity, self.timeout)
-                .await
-                .map_err(SessionError::Client)?,
+            None => match Client::connect(self.agent, &self.identity, self.timeout).await {
+                Ok(client) => client,
+                Err(ClientError::Refused(refusal)) => return Err(SessionError::Refused(refusal)),
+                Err(error) => return Err(SessionError::Client(error)),
+            },
         };
         match client.request(request).await {
             Ok(ControlReply::Refused(refusal)) | Err(ClientError::Refused(refusal)) => {
@@ -186,6 +200,14 @@ impl Session {
         match self.request(&ControlRequest::Members).await? {
             ControlReply::Members(members) => Ok(members),
             _ => Err(self.unexpected("Members")),
+        }
+    }
+
+    /// Has a host refused for good.
+    pub async fn host_remove(&mut self, request: HostRemove) -> Result<RemovedReply, SessionError> {
+        match self.request_of_coordinator(&ControlRequest::HostRemove(request)).await? {
+            ControlReply::Removed { host, fresh, notes } => Ok(RemovedReply { host, fresh, notes }),
+            _ => Err(self.unexpected("HostRemove")),
         }
     }
 

@@ -32,6 +32,7 @@ pub struct MeshBuilder {
     spare: usize,
     signers: usize,
     keep_servers: bool,
+    redis_auth: bool,
     extra: String,
     extra_of: BTreeMap<usize, String>,
     nofile_of: BTreeMap<usize, u32>,
@@ -74,6 +75,7 @@ impl MeshBuilder {
             spare: 0,
             signers: 0,
             keep_servers: false,
+            redis_auth: true,
             extra: String::new(),
             extra_of: BTreeMap::new(),
             nofile_of: BTreeMap::new(),
@@ -105,6 +107,12 @@ impl MeshBuilder {
     /// redis-servers outlive their agents, as in production.
     pub fn servers_outlive_agents(mut self) -> Self {
         self.keep_servers = true;
+        self
+    }
+
+    /// redis-servers without a password.
+    pub fn without_redis_auth(mut self) -> Self {
+        self.redis_auth = false;
         self
     }
 
@@ -268,7 +276,7 @@ impl Mesh {
         format!(
             "[mesh]\nname = \"test\"\nlisten = \"{ip}:7379\"\nseeds = [\"{seed}\"]\nbootstrap_expect = {expect}\n\
              gossip_interval_ms = 100\n{join}[identity]\ndir = \"{pki}\"\n[state]\ndir = \"{state}\"\n\
-             [http]\nlisten = \"{ip}:7380\"\n[redis]\ndata_dir = \"{data}\"\non_agent_exit = \"{exit}\"\n{extra}{extra_of}",
+             [http]\nlisten = \"{ip}:7380\"\n[redis]\ndata_dir = \"{data}\"\non_agent_exit = \"{exit}\"\n{auth}{extra}{extra_of}",
             seed = self.agent_addr(0),
             expect = self.builder.expect.unwrap_or(self.builder.hosts),
             join = self.join_of(host),
@@ -276,6 +284,8 @@ impl Mesh {
             state = dir.join("state").display(),
             data = dir.join("redis_cluster").display(),
             exit = if self.builder.keep_servers { "leave" } else { "stop" },
+            // The default is part of what is tested.
+            auth = if self.builder.redis_auth { "" } else { "auth = \"off\"\n" },
             extra = self.builder.extra,
             extra_of = self.builder.extra_of.get(&host).map_or("", String::as_str),
         )
@@ -340,12 +350,6 @@ impl Mesh {
         assert!(status.success(), "the agent of host {host} ended with {status}");
     }
 
-    /// Waits for a host's agent to end by itself.
-    pub fn await_agent_end(&mut self, host: usize) {
-        until(&format!("the agent of host {host} to end"), READY, || (!self.agent_runs(host)).then_some(()));
-        self.agents[host] = None;
-    }
-
     /// Pid of a host's agent.
     pub fn agent_pid(&self, host: usize) -> i32 {
         self.agents[host].as_ref().expect("the agent runs").id().cast_signed()
@@ -364,6 +368,15 @@ impl Mesh {
     /// Whether a host's agent runs.
     pub fn agent_runs(&mut self, host: usize) -> bool {
         self.agents[host].as_mut().is_some_and(|child| child.try_wait().expect("ask for a child").is_none())
+    }
+
+    /// Waits until a host's agent has ended by itself; its exit code.
+    pub fn await_agent_end(&mut self, host: usize) -> Option<i32> {
+        let child = self.agents[host].as_mut().expect("the agent runs");
+        let status =
+            until("the agent to end by itself", READY, || child.try_wait().expect("ask for a child"));
+        self.agents[host] = None;
+        status.code()
     }
 
     /// `redmeshctl` with these arguments, as the operator, asking `host`.
@@ -481,7 +494,7 @@ impl Mesh {
     /// `redis-cli`, which gives the password where the servers want it.
     pub fn redis_cli_command(&self) -> Command {
         let mut command = self.command(None, "redis-cli");
-        if self.builder.extra.contains("auth = \"on\"") {
+        if self.builder.redis_auth {
             command.env("REDISCLI_AUTH", self.password.get_or_init(|| self.redis_password()));
         }
         command

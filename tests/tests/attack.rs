@@ -279,6 +279,33 @@ fn answers_that_nobody_reads_make_the_agent_busy_and_then_free_again() {
 }
 
 #[test]
+fn an_operator_with_too_many_connections_is_told_that_the_agent_is_busy() {
+    let mesh = MeshBuilder::new(1).ready();
+    let runtime = runtime();
+    let (to, client) = (agent(&mesh), runtime.block_on(async { endpoint(attacker(&mesh, 1)) }));
+    let config = tls::quic_client_config(&identity(&mesh, "tester")).expect("TLS");
+    let mut held = Vec::new();
+    // How many there may be is the agent's; each that is let in stays.
+    let busy = until("an operator to be told that the agent is busy", SOON, || {
+        held.push(runtime.block_on(connect(&client, config.clone(), to)));
+        let output = mesh.ctl_at(0, &["members"]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success() || output.status.code() == Some(3), "{said}");
+        (!output.status.success()).then_some(said)
+    });
+    for words in ["busy: 32 connections of operator tester are open already", "ask another agent"] {
+        assert!(busy.contains(words), "{busy}");
+    }
+    assert!(!busy.contains("no trust"), "{busy}");
+    // What may change something waits for its turn, as long as it was given.
+    let changing = mesh.ctl_at(0, &["run", "stop", "--timeout", "1"]);
+    let said = String::from_utf8_lossy(&changing.stderr);
+    assert!(changing.status.code() == Some(3) && said.contains("busy: 32 connections"), "{said}");
+    client.close(VarInt::from_u32(0), b"");
+    until("the agent to serve again", SOON, || mesh.try_json_at(0, &["members"]));
+}
+
+#[test]
 fn a_read_only_operator_asks_any_agent_and_changes_nothing_through_any() {
     let mesh = MeshBuilder::new(3).ready();
     let issued = mesh.ctl(&["pki", "issue", "--dir", "pki", "--operator", "rose", "--read-only"]);
@@ -324,10 +351,10 @@ fn a_read_only_operator_asks_any_agent_and_changes_nothing_through_any() {
 }
 
 #[test]
-fn with_authentication_servers_want_a_password_that_stands_in_no_log_argument_or_readable_file() {
+fn servers_want_a_password_that_stands_in_no_log_argument_or_readable_file() {
     use std::os::unix::fs::PermissionsExt;
 
-    let mesh = MeshBuilder::new(3).config("auth = \"on\"\n").ready();
+    let mesh = MeshBuilder::new(3).ready();
     mesh.ok_at(0, &["cluster", "create", "--instances-per-host", "2", "--replicas", "1"]);
     let password = mesh.redis_password();
     assert_eq!(mesh.redis_cli(0, 6379, &["PING"]), "PONG");
@@ -389,8 +416,8 @@ fn with_authentication_servers_want_a_password_that_stands_in_no_log_argument_or
 }
 
 #[test]
-fn by_default_servers_are_as_redis_makes_them_and_no_secret_is_needed() {
-    let mut mesh = MeshBuilder::new(3).ready();
+fn without_authentication_servers_are_as_redis_makes_them_and_no_secret_is_needed() {
+    let mut mesh = MeshBuilder::new(3).without_redis_auth().ready();
     for host in 0..3 {
         mesh.kill_agent(host);
         let secret = mesh.dir().join(format!("pki/host-{}/redis.secret", host + 1));
@@ -406,6 +433,35 @@ fn by_default_servers_are_as_redis_makes_them_and_no_secret_is_needed() {
         .expect("run redis-cli");
     assert_eq!(String::from_utf8_lossy(&open.stdout).trim(), "PONG");
     mesh.ok_at(1, &["run", "start", "--workers", "10", "--writes", "2000"]);
+}
+
+#[test]
+fn without_the_secret_an_agent_says_what_to_do_and_starts_no_open_server() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let mut mesh = MeshBuilder::new(1).expecting(2).start();
+    let secret = mesh.dir().join("pki/host-1/redis.secret");
+    let text = std::fs::read_to_string(&secret).expect("a host is issued the secret");
+    mesh.kill_agent(0);
+    std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o644)).expect("open it");
+    let said = |mesh: &Mesh| {
+        let check = mesh.agent_command(0, &["check-config"]);
+        assert_eq!(check.status.code(), Some(1));
+        String::from_utf8_lossy(&check.stderr).into_owned()
+    };
+    let words = said(&mesh);
+    assert!(words.contains("mode 0644") && words.contains("chmod 600"), "{words}");
+    assert!(!words.contains(text.trim()), "{words}");
+    std::fs::remove_file(&secret).expect("lose it");
+    let words = said(&mesh);
+    assert!(words.contains("host-1/redis.secret") && words.contains("redmeshctl pki issue"), "{words}");
+    mesh.start_agent(0);
+    until("the agent to give up", SOON, || (!mesh.agent_runs(0)).then_some(()));
+    let log = mesh.log(0);
+    assert!(log.contains("redis.secret") && log.contains("redmeshctl pki issue"), "{log}");
+    std::fs::write(&secret, text).expect("copy it");
+    std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).expect("close it");
+    assert!(mesh.agent_command(0, &["check-config"]).status.success());
 }
 
 #[test]

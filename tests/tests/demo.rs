@@ -53,7 +53,10 @@ fn a_kept_demo_goes_on_until_it_is_stopped() {
     let text =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{text}");
-    assert!(text.contains("redis-cli -c -h 127.91.0.1 -p 6379"), "{text}");
+    assert!(
+        text.contains("pki redis-password --dir ") && text.contains(") redis-cli -c -h 127.91.0.1 -p 6379"),
+        "{text}"
+    );
     assert_eq!(process::servers_below(root.path()).len(), 6);
     let stop = redmeshctl().args(["demo", "stop", "--dir"]).arg(&dir).output().expect("stop the demo");
     assert!(stop.status.success(), "{}", String::from_utf8_lossy(&stop.stderr));

@@ -30,7 +30,7 @@ fn until_state(mesh: &Mesh, host: usize, state: &str) -> Value {
 /// redis-cli as a process of its own: resharding takes as long as it takes.
 fn reshard(mesh: &Mesh, from: &str, to: &str, slots: &str) -> Child {
     let entry = format!("{}:6379", mesh.ip(0));
-    std::process::Command::new("redis-cli")
+    mesh.redis_cli_command()
         .args(["--cluster", "reshard", &entry, "--cluster-from", from, "--cluster-to", to])
         .args(["--cluster-slots", slots, "--cluster-yes"])
         .stdin(std::process::Stdio::null())

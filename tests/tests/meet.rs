@@ -52,7 +52,7 @@ fn assert_whole(mesh: &Mesh) {
 
 #[test]
 fn servers_that_run_already_are_refused_with_reasons_then_joined_and_left_to_their_owner() {
-    let mesh = MeshBuilder::new(3).ready();
+    let mesh = MeshBuilder::new(3).without_redis_auth().ready();
     let ports = || (0..3).flat_map(|host| [(host, 6379), (host, 6380)]);
     for (host, port) in ports().filter(|at| *at != (2, 6380)) {
         start_existing(&mesh, host, port, (host, port) != (1, 6379));
@@ -166,7 +166,7 @@ fn coordinator_agents_and_servers_are_killed_in_every_stage_and_the_cluster_form
     // What holds a stage is a command that the servers refuse until they are told otherwise.
     let acl =
         "[redis.directives]\nuser = \"default on nopass ~* &* +@all -cluster|meet -cluster|replicate\"\n";
-    let mut mesh = MeshBuilder::new(3).servers_outlive_agents().config(acl).ready();
+    let mut mesh = MeshBuilder::new(3).servers_outlive_agents().without_redis_auth().config(acl).ready();
     let taken = TcpListener::bind((mesh.ip(1).as_str(), 6379)).expect("take a port");
     let create = [
         "cluster",

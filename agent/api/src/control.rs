@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{HostId, MeshId};
 use crate::join::{TokenId, TokenRecord};
-use crate::level::{ClusterPlan, ClusterSpec, PlanStage, Stamp};
+use crate::level::{ClusterPlan, ClusterSpec, PlanStage, RemovedHost, Stamp};
 use crate::preflight::{Check, Finding, Report};
 use crate::run::{LatencySummary, Run, RunSpec, ShareDetail, Tally};
 
@@ -16,6 +16,8 @@ use crate::run::{LatencySummary, Run, RunSpec, ShareDetail, Tally};
 pub enum ControlRequest {
     /// Who is here? → `Members`
     Members,
+    /// Refuse a host for good. → `Removed`
+    HostRemove(HostRemove),
     /// Begin (or continue, or confirm) a cluster; returns once the plan is
     /// committed, `ClusterStatus` tells the rest. → `Created`
     ClusterCreate(ClusterCreate),
@@ -57,6 +59,7 @@ impl ControlRequest {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Members => "Members",
+            Self::HostRemove(_) => "HostRemove",
             Self::ClusterCreate(_) => "ClusterCreate",
             Self::Doctor(_) => "Doctor",
             Self::ClusterStatus => "ClusterStatus",
@@ -78,7 +81,8 @@ impl ControlRequest {
     /// No default: whoever adds a request has to say it here.
     pub fn changes(&self) -> bool {
         match self {
-            Self::ClusterCreate(_)
+            Self::HostRemove(_)
+            | Self::ClusterCreate(_)
             | Self::RunStart(_)
             | Self::RunShare(_)
             | Self::RunVerify(_)
@@ -93,6 +97,35 @@ impl ControlRequest {
             | Self::RunShow { .. }
             | Self::RunDetail(_)
             | Self::TokenList => false,
+        }
+    }
+}
+
+/// A host that is to be removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostRemove {
+    /// Its name, or its id in hex where several bear the name.
+    pub host: String,
+    /// Checks that don't stop it when they fail.
+    pub force: Vec<RemovalCheck>,
+}
+
+/// What keeps a host from being removed unless it is overridden by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RemovalCheck {
+    /// Its servers hold slots that no other host covers.
+    Slots,
+    /// The mesh knows no such host.
+    Unknown,
+}
+
+impl RemovalCheck {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Slots => "slots",
+            Self::Unknown => "unknown",
         }
     }
 }
@@ -157,6 +190,15 @@ pub enum RunRef {
 pub enum ControlReply {
     /// See [`ControlRequest::Members`].
     Members(Members),
+    /// See [`ControlRequest::HostRemove`].
+    Removed {
+        /// What is refused from now on.
+        host: RemovedHost,
+        /// False when it was so before.
+        fresh: bool,
+        /// What is left to do, in words.
+        notes: Vec<String>,
+    },
     /// See [`ControlRequest::ClusterCreate`].
     Created {
         /// The plan that is now being carried out, or was already.

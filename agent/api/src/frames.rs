@@ -24,6 +24,10 @@ pub const CLOSE_DONE: u32 = 0;
 /// close's reason says why.
 pub const CLOSE_REFUSED: u32 = 1;
 
+/// Code of a connection that is closed for want of room, which passes; the close's reason
+/// says of what.
+pub const CLOSE_BUSY: u32 = 2;
+
 const ANSWERED: u8 = 0;
 const REFUSED: u8 = 1;
 

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
@@ -53,6 +54,36 @@ pub struct Level {
     pub runs: Vec<Run>,
     /// Join tokens, oldest first; at most [`crate::join::TOKENS_MAX`].
     pub tokens: Vec<TokenRecord>,
+    /// Hosts that are refused for good, oldest first; at most [`crate::limits::REMOVED_MAX`].
+    pub removed: Vec<RemovedHost>,
+}
+
+impl Level {
+    /// Whether the host `id` has been removed.
+    pub fn is_removed(&self, id: HostId) -> bool {
+        self.removed.iter().any(|removed| removed.id == Some(id))
+    }
+
+    /// How many nodes an instance of `plan` should know: those of removed hosts may be
+    /// forgotten or not.
+    pub fn nodes_known(&self, plan: &ClusterPlan) -> RangeInclusive<usize> {
+        let removed = plan.instances.iter().filter(|i| self.is_removed(plan.host_of(i).id)).count();
+        plan.instances.len() - removed..=plan.instances.len()
+    }
+}
+
+/// A host that an operator has removed from the mesh: nobody speaks with it any more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemovedHost {
+    /// Its id; `None` where the mesh knew no host of that name.
+    pub id: Option<HostId>,
+    /// Its certificate's name.
+    pub name: String,
+    /// Whether every certificate of that name which was issued until then is refused: not
+    /// where another host bears the name.
+    pub certificates: bool,
+    /// When, Unix milliseconds by the coordinator's clock.
+    pub at_unix_ms: u64,
 }
 
 /// What a person asks of `cluster create`.

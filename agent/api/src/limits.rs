@@ -16,6 +16,9 @@ pub const FRAME_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Runs kept in the replicated state; the oldest closed ones make room.
 pub const RUNS_KEPT_MAX: usize = 20;
 
+/// Removed hosts that are remembered: each is refused for good.
+pub const REMOVED_MAX: usize = 256;
+
 /// Instances that one host may bear: data ports must stay below the bus ports.
 pub const INSTANCES_PER_HOST_MAX: u16 = 1000;
 

@@ -24,13 +24,16 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use serde::{Deserialize, Serialize};
 use webpki::EndEntityCert;
 
-pub use explain::{explain, is_refusal, turned_away};
+pub use explain::{explain, is_busy, is_refusal, turned_away};
 pub use identity::Identity;
 pub use join::{JOIN_ALPN, join_client_config, join_server_config};
 pub use quic::{
     ALPN, IDLE_TIMEOUT, INITIAL_RTT, KEEP_ALIVE, STRANGER_STREAMS_MAX, STREAMS_MAX, client_config,
     quic_client_config, quic_server_config, server_config, trust_agent,
 };
+
+/// A certificate is valid from so long before it was issued: clocks differ.
+pub const BACKDATED: std::time::Duration = std::time::Duration::from_secs(3600);
 
 /// Ends the DNS name in every host's certificate.
 pub const HOST_SUFFIX: &str = ".host.redmesh";
@@ -207,6 +210,19 @@ pub fn valid_until_unix_ms(chain: &[CertificateDer<'_>]) -> u64 {
         .and_then(|leaf| x509_parser::parse_x509_certificate(leaf).ok())
         .map_or(0, |(_, cert)| cert.validity().not_after.timestamp().saturating_add(1));
     u64::try_from(until_s).unwrap_or(0).saturating_mul(1000)
+}
+
+/// When a chain's leaf was issued, milliseconds since 1970, as far as its validity tells:
+/// it begins [`BACKDATED`] before. 0 where that can't be read.
+pub fn issued_unix_ms(chain: &[CertificateDer<'_>]) -> u64 {
+    let from_s = chain
+        .first()
+        .and_then(|leaf| x509_parser::parse_x509_certificate(leaf).ok())
+        .map_or(0, |(_, cert)| cert.validity().not_before.timestamp());
+    match u64::try_from(from_s) {
+        Ok(from_s) if from_s > 0 => (from_s + BACKDATED.as_secs()).saturating_mul(1000),
+        _ => 0,
+    }
 }
 
 /// The certificates that a connection's peer presented, leaf first.

@@ -244,12 +244,21 @@ fn findings() -> Vec<Finding> {
     ]
 }
 
+fn removed() -> Vec<RemovedHost> {
+    let host = |id, certificates| RemovedHost { id, name: "host-3".to_owned(), certificates, at_unix_ms: 9 };
+    vec![host(Some(HostId(3)), true), host(None, false)]
+}
+
 fn requests() -> Vec<ControlRequest> {
     let share = |run, writes| ShareRequest { run, host: "host-11".to_owned(), workers: 200, writes };
     let verify = |run, sample| VerifyRequest { run, sample, workers: 2000 };
     let starts = jobs().into_iter().map(|job| ControlRequest::RunStart(spec(job)));
     let others = vec![
         ControlRequest::Members,
+        ControlRequest::HostRemove(HostRemove {
+            host: "host-3".to_owned(),
+            force: vec![RemovalCheck::Slots, RemovalCheck::Unknown],
+        }),
         ControlRequest::ClusterCreate(ClusterCreate { spec: plan().spec, force: Check::ALL.to_vec() }),
         ControlRequest::Doctor(plan().spec),
         ControlRequest::ClusterStatus,
@@ -363,6 +372,7 @@ fn replies() -> Vec<ControlReply> {
         ControlReply::Tokens(vec![token()]),
         ControlReply::Refused(Refusal { kind: RefusalKind::Deadline, message: "late".to_owned() }),
         ControlReply::Refused(Refusal { kind: RefusalKind::Preflight, message: "memory".to_owned() }),
+        ControlReply::Removed { host: removed().remove(0), fresh: true, notes: vec!["forget".to_owned()] },
     ]
 }
 
@@ -426,6 +436,7 @@ fn levels_with_every_outcome_come_back() {
         plan: Some(plan()),
         runs: outcomes.into_iter().map(run).collect(),
         tokens: vec![token()],
+        removed: removed(),
     };
     let bytes = codec::encode(&level).expect("encodes");
     assert_eq!(codec::decode::<Level>(&bytes).expect("decodes"), level);

@@ -50,7 +50,7 @@ pub struct Found {
 /// A server that gave no usable answer, by the error's words.
 pub fn silent(addr: SocketAddr, reason: &str) -> SurveyedServer {
     let remedy = if reason.contains("NOAUTH") || reason.contains("WRONGPASS") {
-        "set redis.directives.requirepass of the agents to its password, and redis.auth to \"off\""
+        "set redis.auth of the agents to \"off\", and redis.directives.requirepass to its password if it has one"
     } else if reason.contains("without any password") {
         "it has no password: take redis.directives.requirepass out of the agents' configuration, or give it one"
     } else {
@@ -227,7 +227,7 @@ mod tests {
     fn silence_is_told_by_its_cause() {
         let addr = ADDR.parse().expect("an address");
         for (reason, remedy) in [
-            ("NOAUTH Authentication required.", "to its password"),
+            ("NOAUTH Authentication required.", "redis.auth of the agents to \"off\""),
             ("ERR AUTH <password> called without any password configured", "no password"),
             ("connection refused", "redis.base_port"),
         ] {

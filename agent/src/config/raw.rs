@@ -126,7 +126,7 @@ impl Default for Redis {
             release_at_once: AtOnce::Word(AUTO.to_owned()),
             malloc_conf: MALLOC_CONF_DEFAULT.to_owned(),
             on_agent_exit: OnAgentExit::Leave,
-            auth: RedisAuth::Off,
+            auth: RedisAuth::On,
             directives: BTreeMap::new(),
         }
     }

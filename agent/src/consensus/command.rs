@@ -2,7 +2,7 @@
 
 use redmesh_api::ids::{MeshId, NodeId, PlanId, RunId};
 use redmesh_api::join::{Enrolled, TokenId, TokenRecord};
-use redmesh_api::level::{ClusterPlan, Convergence, PlanStage};
+use redmesh_api::level::{ClusterPlan, Convergence, PlanStage, RemovedHost};
 use redmesh_api::run::{Run, RunResult, RunStage, Share};
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +38,8 @@ pub enum Command {
         /// The coordinator's clock, Unix milliseconds.
         at_unix_ms: u64,
     },
+    /// Refuses a host for good.
+    RemoveHost(RemovedHost),
     /// Begins a run.
     StartRun(Box<Run>),
     /// Moves a run on, but not to [`RunStage::Done`]: that takes `CloseRun`.

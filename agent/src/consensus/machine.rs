@@ -10,8 +10,8 @@ use std::collections::BTreeSet;
 
 use redmesh_api::codec;
 use redmesh_api::ids::{NodeId, PlanId};
-use redmesh_api::level::{ClusterPlan, Formation, Level, PlanStage, StageReached, Stamp};
-use redmesh_api::limits::{FRAME_BYTES_MAX, RUNS_KEPT_MAX, SHARES_MAX};
+use redmesh_api::level::{ClusterPlan, Formation, Level, PlanStage, RemovedHost, StageReached, Stamp};
+use redmesh_api::limits::{FRAME_BYTES_MAX, REMOVED_MAX, RUNS_KEPT_MAX, SHARES_MAX};
 use redmesh_api::run::{Job, Run, RunResult, RunStage, Share};
 
 use super::command::{Applied, Command};
@@ -69,6 +69,7 @@ fn change(level: &mut Level, command: &Command) -> Applied {
         Command::NameNodes { plan, ids, at_unix_ms } => {
             the_plan(level, *plan).map_or_else(rejected, |known| name_nodes(known, ids, *at_unix_ms))
         }
+        Command::RemoveHost(host) => remove_host(level, host),
         Command::StartRun(run) => start_run(level, run),
         Command::AdvanceRun { run, to } => match level.runs.iter_mut().find(|known| known.id == *run) {
             None => rejected(format!("run {run} is unknown")),
@@ -103,6 +104,21 @@ fn create_plan(level: &mut Level, plan: &ClusterPlan) -> Applied {
         Some(known) if known.id == plan.id => Applied::Unchanged,
         Some(known) => rejected(format!("there is a plan already, {}", known.id)),
     }
+}
+
+fn remove_host(level: &mut Level, host: &RemovedHost) -> Applied {
+    let same = |known: &RemovedHost| known == host || (host.id.is_some() && known.id == host.id);
+    if level.removed.iter().any(same) {
+        return Applied::Unchanged;
+    }
+    if level.removed.len() >= REMOVED_MAX {
+        return rejected(format!(
+            "{REMOVED_MAX} hosts have been removed, no more are remembered: make another CA instead, and issue all \
+             certificates that are to be trusted by it"
+        ));
+    }
+    level.removed.push(host.clone());
+    Applied::Done
 }
 
 /// The plan, if it is the one that is meant.

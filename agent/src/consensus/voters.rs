@@ -22,6 +22,26 @@ pub struct HostState {
     pub since: Instant,
 }
 
+/// The voters once the host `gone` is none any more: another live host takes its place, if
+/// there is one.
+///
+/// # Errors
+/// In words, where no majority of them would be alive.
+pub fn voters_without(
+    voters: &BTreeSet<HostId>,
+    gone: HostId,
+    alive: &BTreeSet<HostId>,
+) -> Result<BTreeSet<HostId>, String> {
+    let mut next: BTreeSet<_> = voters.iter().copied().filter(|id| *id != gone).collect();
+    let substitute = alive.iter().find(|id| **id != gone && !voters.contains(id));
+    next.extend(substitute.filter(|_| next.len() < voters.len()));
+    let live = next.iter().filter(|id| alive.contains(id)).count();
+    if live * 2 <= next.len() {
+        return Err(format!("{live} of the {} hosts that would then vote are alive", next.len()));
+    }
+    Ok(next)
+}
+
 /// The set that `voters` should be replaced by, if by any, as of `now`.
 ///
 /// First, the lowest voter dead for `stabilisation` gives way to the lowest live host
@@ -86,6 +106,20 @@ mod tests {
 
     fn set(ids: &[u32]) -> BTreeSet<HostId> {
         ids.iter().copied().map(HostId).collect()
+    }
+
+    #[test]
+    fn a_removed_voter_gives_way_unless_that_leaves_no_majority() {
+        let without = |voters: &[u32], gone, alive: &[u32]| {
+            voters_without(&set(voters), HostId(gone), &set(alive))
+                .map(|next| next.into_iter().map(|id| id.0).collect::<Vec<_>>())
+        };
+        assert_eq!(without(&[1, 2, 3], 2, &[1, 2, 3, 4]), Ok(vec![1, 3, 4]));
+        assert_eq!(without(&[1, 2, 3], 2, &[1, 3]), Ok(vec![1, 3]), "nobody else is there");
+        assert_eq!(without(&[1, 2, 3], 4, &[1, 2, 3, 4, 5]), Ok(vec![1, 2, 3]), "it doesn't vote");
+        let words = without(&[1, 2, 3], 2, &[1, 2]).unwrap_err();
+        assert!(words.contains("1 of the 2 hosts"), "{words}");
+        assert!(without(&[1], 1, &[1]).is_err());
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub fn forbidden(peer: &Peer, request: &ControlRequest) -> Option<Refusal> {
 
 #[cfg(test)]
 mod tests {
-    use redmesh_api::control::{ClusterCreate, RunRef, ShareRequest, TokenCreate, VerifyRequest};
+    use redmesh_api::control::{ClusterCreate, HostRemove, RunRef, ShareRequest, TokenCreate, VerifyRequest};
     use redmesh_api::ids::{HostId, MeshId};
     use redmesh_api::join::TokenId;
     use redmesh_api::level::ClusterSpec;
@@ -58,6 +58,7 @@ mod tests {
         let spec = RunSpec::closed_loop(Workload::uuid_counter(), 1, RunUntil::Writes(1));
         let share = ShareRequest { run: run.clone(), host: "h".to_owned(), workers: 1, writes: None };
         let changing = vec![
+            ControlRequest::HostRemove(HostRemove { host: "h".to_owned(), force: Vec::new() }),
             ControlRequest::ClusterCreate(ClusterCreate { spec: ClusterSpec::default(), force: Vec::new() }),
             ControlRequest::RunStart(spec),
             ControlRequest::RunShare(share),

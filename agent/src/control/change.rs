@@ -1,4 +1,5 @@
-//! Changes, made on the coordinator alone: create a cluster, start and stop runs, tokens.
+//! Changes, made on the coordinator alone: create a cluster, start and stop runs, tokens, remove
+//! hosts.
 
 use redmesh_api::control::{
     ClusterCreate, ControlReply, ControlRequest, RefusalKind, RunRef, ShareRequest, VerifyRequest,
@@ -36,6 +37,7 @@ impl Control {
             Err(error) => return not_begun(&error),
         };
         match request {
+            ControlRequest::HostRemove(request) => self.remove(&level, &request).await,
             ControlRequest::ClusterCreate(create) => self.create(&level, create).await,
             ControlRequest::RunStart(spec) => self.start(&level, spec).await,
             ControlRequest::RunShare(request) => self.share(&level, &request).await,

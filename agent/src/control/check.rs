@@ -6,7 +6,7 @@ mod standing;
 use std::collections::{BTreeMap, BTreeSet};
 
 use redmesh_api::control::{ClusterCheck, ControlReply, InstanceView, RefusalKind};
-use redmesh_api::level::{ClusterPlan, SLOTS};
+use redmesh_api::level::{ClusterPlan, Level, SLOTS};
 
 use super::refused;
 use crate::census::Census;
@@ -26,7 +26,8 @@ pub async fn cluster_check(census: &Census, transport: &dyn Transport) -> Contro
         );
     };
     let hosts = census.hosts();
-    let asked = plan.hosts.iter().map(|planned| async {
+    let there = plan.hosts.iter().filter(|planned| !level.is_removed(planned.id));
+    let asked = there.map(|planned| async {
         let to = hosts.get(&planned.id).map(|host| host.addr);
         match peer::ask_known(transport, to, &PeerRequest::CheckInstances, peer::INSTANCES_DEADLINE).await {
             Ok(PeerReply::Views(views)) => Ok(views),
@@ -42,11 +43,16 @@ pub async fn cluster_check(census: &Census, transport: &dyn Transport) -> Contro
             Err(reason) => errors.push(reason),
         }
     }
-    ControlReply::ClusterCheck(judge(plan, views, errors))
+    ControlReply::ClusterCheck(judge(&level, plan, views, errors))
 }
 
 /// What the views amount to; pure.
-pub fn judge(plan: &ClusterPlan, mut views: Vec<InstanceView>, mut errors: Vec<String>) -> ClusterCheck {
+pub fn judge(
+    level: &Level,
+    plan: &ClusterPlan,
+    mut views: Vec<InstanceView>,
+    mut errors: Vec<String>,
+) -> ClusterCheck {
     views.sort_by_key(|view| view.addr);
     let mut warnings = Vec::new();
     let mut open_slots = BTreeSet::new();
@@ -66,7 +72,7 @@ pub fn judge(plan: &ClusterPlan, mut views: Vec<InstanceView>, mut errors: Vec<S
         if !view.state_ok {
             errors.push(format!("{}: cluster_state:fail", view.addr));
         }
-        if view.known_nodes as usize != plan.instances.len() {
+        if !level.nodes_known(plan).contains(&(view.known_nodes as usize)) {
             errors.push(format!(
                 "{}: knows {} of {} nodes",
                 view.addr,

@@ -10,6 +10,7 @@ pub mod change;
 pub mod check;
 pub mod doctor;
 pub mod joining;
+pub mod removing;
 pub mod runs;
 pub mod serve;
 pub mod surveying;
@@ -82,7 +83,8 @@ impl Control {
             ControlRequest::RunShow { run, latency } => self.run_show(&run, latency).await,
             ControlRequest::RunDetail(run) => self.run_detail(&run).await,
             ControlRequest::TokenList => self.token_list(),
-            ControlRequest::ClusterCreate(_)
+            ControlRequest::HostRemove(_)
+            | ControlRequest::ClusterCreate(_)
             | ControlRequest::RunStart(_)
             | ControlRequest::RunStop(_)
             | ControlRequest::RunShare(_)
@@ -121,6 +123,13 @@ impl Control {
     }
 
     async fn forward(&self, request: ControlRequest) -> ControlReply {
+        if let ControlRequest::HostRemove(remove) = &request
+            && self.removes_itself(remove)
+        {
+            // Its answer would be cut off with it.
+            let reason = format!("this agent is {}'s: ask another one (--agent) to remove it", remove.host);
+            return refused(RefusalKind::Conflict, reason);
+        }
         let Some(coordinator) = self.census.coordinator() else {
             let why = self.waiting_for().unwrap_or_else(|| "an election".to_owned());
             return refused(

@@ -33,7 +33,7 @@ use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 
 use crate::census::{Census, CensusHost, Hosts};
-use crate::consensus::voters::{HostState, STABILISATION, replace_voters};
+use crate::consensus::voters::{HostState, STABILISATION, replace_voters, voters_without};
 use crate::consensus::{Applied, Command, Consensus, VoterNode};
 use crate::host::convergence;
 use crate::peer::{self, PeerReply, PeerRequest};
@@ -242,7 +242,16 @@ impl Coordinator {
         let current = self.hands.census.leadership.borrow().voters.clone();
         let known = hosts.values().filter(|host| host.facts.is_some()).map(|host| host.id);
         let states = known.chain(current.iter().copied()).map(|id| (id, self.alive.state(id))).collect();
-        let Some(wanted) = replace_voters(&current, &states, now.into_std(), STABILISATION) else { return };
+        let level = self.hands.consensus.level().borrow().clone();
+        let wanted = match current.iter().find(|id| level.is_removed(**id)) {
+            Some(removed) => {
+                let alive =
+                    hosts.values().filter(|host| host.alive && host.facts.is_some()).map(|host| host.id);
+                voters_without(&current, *removed, &alive.collect()).ok()
+            }
+            None => replace_voters(&current, &states, now.into_std(), STABILISATION),
+        };
+        let Some(wanted) = wanted else { return };
         let nodes: BTreeMap<HostId, VoterNode> = wanted
             .iter()
             .filter_map(|id| {

@@ -1,14 +1,16 @@
 //! Committing a change and telling everybody: the one way in which desired state is
 //! altered.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use redmesh_api::ids::HostId;
 use redmesh_api::level::Level;
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
 use crate::census::Census;
-use crate::consensus::{Applied, Command, Consensus, ProposeError};
+use crate::consensus::{Applied, Command, Consensus, ProposeError, VoterNode};
 use crate::peer::{self, PeerReply, PeerRequest};
 use crate::transport::Transport;
 
@@ -54,6 +56,14 @@ impl Orders {
             self.push(level).await;
         }
         Ok(applied)
+    }
+
+    /// Makes these hosts the voters.
+    ///
+    /// # Errors
+    /// [`ProposeError`]; it may be repeated.
+    pub async fn set_voters(&self, voters: BTreeMap<HostId, VoterNode>) -> Result<(), ProposeError> {
+        self.consensus.set_voters(voters).await
     }
 
     async fn push(&self, level: Arc<Level>) {

@@ -40,12 +40,13 @@ impl Sampled {
     }
 }
 
-/// Asks all hosts of the plan for their instances' figures.
+/// Asks all hosts of the plan for their instances' figures, but those that were removed.
 pub async fn sample_servers(census: &Census, transport: &dyn Transport) -> Sampled {
     let level = census.level();
     let Some(plan) = &level.plan else { return Sampled::default() };
     let hosts = census.hosts();
-    let asked = plan.hosts.iter().map(|planned| async {
+    let there = plan.hosts.iter().filter(|planned| !level.is_removed(planned.id));
+    let asked = there.map(|planned| async {
         let name = &planned.name;
         let to = hosts.get(&planned.id).map(|host| host.addr);
         match peer::ask_known(transport, to, &PeerRequest::SampleServers, peer::INSTANCES_DEADLINE).await {

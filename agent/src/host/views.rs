@@ -26,7 +26,8 @@ const SWEEP_STEADY: Duration = Duration::from_secs(5);
 /// The latest answer, or the latest failure, of each own instance.
 #[derive(Debug, Clone, Default)]
 pub struct Views {
-    nodes: usize,
+    /// Nodes that an instance knows, at the least and at the most.
+    nodes: (usize, usize),
     answers: HashMap<SocketAddr, Result<ClusterInfo, String>>,
     /// Since when which instances agree.
     pub agreeing: Agreeing,
@@ -44,8 +45,9 @@ impl Views {
         if !info.state_ok {
             reasons.push("cluster_state:fail".to_owned());
         }
-        if info.known_nodes as usize != self.nodes {
-            reasons.push(format!("knows {} of {} nodes", info.known_nodes, self.nodes));
+        let (least, most) = self.nodes;
+        if !(least..=most).contains(&(info.known_nodes as usize)) {
+            reasons.push(format!("knows {} of {most} nodes", info.known_nodes));
         }
         if info.slots_assigned != SLOTS {
             reasons.push(format!("{} of {SLOTS} slots assigned", info.slots_assigned));
@@ -93,7 +95,11 @@ pub async fn watch_views(
                     .into_iter()
                     .map(|(addr, answer)| (addr, answer.map_err(|error| crate::error_chain(&error))))
                     .collect();
-                let mut swept = Views { nodes: plan.instances.len(), answers, agreeing: Agreeing::default() };
+                let mut swept = Views {
+                    nodes: level.nodes_known(plan).into_inner(),
+                    answers,
+                    agreeing: Agreeing::default(),
+                };
                 agreeing.on_look(swept.agreed(), Instant::now());
                 swept.agreeing = agreeing.clone();
                 let pause = if swept.all_agree() { SWEEP_STEADY } else { SWEEP_CONVERGING };

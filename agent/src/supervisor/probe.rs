@@ -73,7 +73,7 @@ async fn talk_on<S: AsyncRead + AsyncWrite + Unpin>(
         Reply::Text(text) if text == "PONG" => {}
         Reply::Error(words) if words.starts_with("NOAUTH") => {
             return Err(format!(
-                "{addr} wants a password that the agent doesn't know; set redis.auth = \"on\", or requirepass in redis.directives"
+                "{addr} wants a password that the agent doesn't know; set redis.auth = \"on\" (the default), or requirepass in redis.directives"
             ));
         }
         Reply::Error(words) | Reply::Text(words) => return Err(says(words)),

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use serde::Serialize;
 
+use super::DemoOptions;
 use super::dir::DemoDir;
 use super::plan::DemoPlan;
 use crate::pki;
@@ -49,6 +50,7 @@ struct Redis {
     base_port: u16,
     release_at_once: usize,
     on_agent_exit: &'static str,
+    auth: &'static str,
 }
 
 #[derive(Debug, Serialize)]
@@ -60,7 +62,12 @@ struct Http {
 const MESH_NAME: &str = "demo";
 
 /// Makes the PKI, and each host's directory with its `agent.toml`.
-pub fn write(plan: &DemoPlan, dir: &DemoDir, server: &std::path::Path, keep: bool) -> anyhow::Result<()> {
+pub fn write(
+    plan: &DemoPlan,
+    dir: &DemoDir,
+    server: &std::path::Path,
+    options: &DemoOptions,
+) -> anyhow::Result<()> {
     let pki_dir = dir.pki();
     pki::init(&pki_dir, MESH_NAME)?;
     pki::issue_operator(&pki_dir, DemoDir::OPERATOR)?;
@@ -69,7 +76,7 @@ pub fn write(plan: &DemoPlan, dir: &DemoDir, server: &std::path::Path, keep: boo
         pki::issue_host(&pki_dir, &name, &[IpAddr::V4(*ip)])?;
         let host_dir = dir.host(&name);
         std::fs::create_dir(&host_dir).with_context(|| format!("can't create {}", host_dir.display()))?;
-        let text = render(plan, dir, at, server, keep)?;
+        let text = render(plan, dir, at, server, options)?;
         let file = DemoDir::agent_toml(&host_dir);
         std::fs::write(&file, text).with_context(|| format!("can't write {}", file.display()))?;
     }
@@ -86,7 +93,7 @@ fn render(
     dir: &DemoDir,
     at: usize,
     server: &std::path::Path,
-    keep: bool,
+    options: &DemoOptions,
 ) -> anyhow::Result<String> {
     let name = plan.name(at);
     let host_dir = dir.host(&name);
@@ -104,7 +111,8 @@ fn render(
             data_dir: host_dir.join("redis_cluster"),
             base_port: plan.base_port,
             release_at_once: release_at_once(plan.ips.len()),
-            on_agent_exit: if keep { "leave" } else { "stop" },
+            on_agent_exit: if options.keep { "leave" } else { "stop" },
+            auth: if options.no_auth { "off" } else { "on" },
         },
         http: Http { listen: plan.http(at) },
     };
@@ -117,7 +125,7 @@ fn render(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::demo::plan::tests::plan;
+    use crate::demo::plan::tests::{options, plan};
 
     #[test]
     fn each_host_gets_an_ordinary_configuration() {
@@ -125,12 +133,13 @@ mod tests {
         let at = parent.path().join("demo");
         let plan = plan("--hosts 3 --per-host 4").unwrap();
         let dir = DemoDir::create(Some(at.clone()), false, &plan).unwrap();
-        let text = render(&plan, &dir, 1, "redis-server".as_ref(), true).unwrap();
+        let text = render(&plan, &dir, 1, "redis-server".as_ref(), &options("--keep --no-auth")).unwrap();
         let value: toml::Table = toml::from_str(&text).unwrap();
         assert_eq!(value["mesh"]["listen"].as_str(), Some("127.0.0.2:7379"));
         assert_eq!(value["mesh"]["bootstrap_expect"].as_integer(), Some(3));
         assert_eq!(value["mesh"]["seeds"].as_array().unwrap().len(), 2);
         assert_eq!(value["redis"]["on_agent_exit"].as_str(), Some("leave"));
+        assert_eq!(value["redis"]["auth"].as_str(), Some("off"));
         assert_eq!(value["http"]["listen"].as_str(), Some("127.0.0.2:7380"));
         let state = value["state"]["dir"].as_str().unwrap();
         assert!(state.ends_with("demo/host-2/state") && state.starts_with('/'), "{state}");

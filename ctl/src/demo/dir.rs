@@ -116,11 +116,16 @@ impl DemoDir {
     }
 
     /// What to do with a demo that is kept.
-    pub fn how_to_reach(&self, plan: &DemoPlan) -> String {
+    pub fn how_to_reach(&self, plan: &DemoPlan, auth: bool) -> String {
         // As this process was called: after `make demo` ctl is in nobody's PATH.
         let ctl = std::env::args().next().unwrap_or_else(|| "redmeshctl".to_owned());
+        // Not on a command line, where everybody on this machine could read it.
+        let password = match auth {
+            true => format!("REDISCLI_AUTH=$({ctl} pki redis-password --dir {}) ", self.pki().display()),
+            false => String::new(),
+        };
         format!(
-            "\nIt goes on running:\n  redis-cli -c -h {} -p {}\n  {ctl} --agent {} --identity {} members\n\
+            "\nIt goes on running:\n  {password}redis-cli -c -h {} -p {}\n  {ctl} --agent {} --identity {} members\n\
              Stop it and remove its files:\n  {ctl} demo stop --dir {}",
             plan.ips[0],
             plan.base_port,

@@ -121,6 +121,9 @@ pub struct DemoOptions {
     /// Replicas of each primary
     #[arg(long, value_name = "R", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=REPLICAS_MAX))]
     replicas: u8,
+    /// Run the redis-servers without a password
+    #[arg(long)]
+    no_auth: bool,
     /// Leave everything running, and print how to reach and how to stop it
     #[arg(long)]
     keep: bool,
@@ -171,7 +174,7 @@ async fn start(options: DemoOptions, timeout: Duration, output: &Output) -> anyh
     let formed = Cell::new(false);
     let result = {
         let began = Instant::now();
-        let started = config::write(&plan, &demo.dir, &server, options.keep)
+        let started = config::write(&plan, &demo.dir, &server, &options)
             .and_then(|()| demo.agents.start(&plan, &demo.dir, &agent_bin, !options.keep));
         let operator = demo.dir.operator();
         match started {
@@ -189,7 +192,7 @@ async fn start(options: DemoOptions, timeout: Duration, output: &Output) -> anyh
     }
     if options.keep && result.is_ok() {
         demo.armed = false;
-        note(&demo.dir.how_to_reach(&plan));
+        note(&demo.dir.how_to_reach(&plan, !options.no_auth));
         return Ok(Exit::ok_if(whole));
     }
     let torn_down = demo.tear_down(&mut signals, options.keep).await;

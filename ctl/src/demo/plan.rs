@@ -158,9 +158,12 @@ pub mod tests {
         options: DemoOptions,
     }
 
+    pub fn options(line: &str) -> DemoOptions {
+        Line::parse_from(std::iter::once("demo").chain(line.split_whitespace())).options
+    }
+
     pub fn plan(line: &str) -> Result<DemoPlan, UsageError> {
-        let line = Line::parse_from(std::iter::once("demo").chain(line.split_whitespace()));
-        DemoPlan::of(&line.options, Machine { cores: 2, memory_available: 20 << 30 })
+        DemoPlan::of(&options(line), Machine { cores: 2, memory_available: 20 << 30 })
     }
 
     #[test]

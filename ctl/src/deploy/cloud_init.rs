@@ -1,6 +1,6 @@
 //! `deploy cloud-init`: user data that makes a fresh Debian or Ubuntu host a member.
 //!
-//! Each host's file holds its own key and no other secret, and is written for its owner
+//! Each host's file holds its own key and the mesh's redis.secret, and is written for its owner
 //! alone. What it does on the host may be done again at any time and then changes
 //! nothing: joining is the agent's work. The package brings the kernel's settings, the
 //! user and the unit.
@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use redmesh_api::issue::{SIGNER_CERT_FILE, SIGNER_KEY_FILE};
 use redmesh_api::join::JoinToken;
+use redmesh_api::secret::{REDIS_SECRET_FILE, RedisSecret};
 use serde::Serialize;
 
 use super::hosts::{self, HostSpec};
@@ -94,7 +95,7 @@ enum Package<'a> {
     Path(&'a str),
 }
 
-/// What is secret of a host, PEM.
+/// What makes a host a member, PEM.
 #[derive(Debug)]
 struct Certificates {
     ca: String,
@@ -102,6 +103,8 @@ struct Certificates {
     key: String,
     /// Certificate and key of a signer, where `pki signer` has made one.
     signer: Option<(String, String)>,
+    /// No PEM, but the secret of the redis-servers' passwords.
+    redis_secret: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -153,7 +156,7 @@ pub fn run(args: &CloudInitArgs, output: &Output) -> Result<Exit> {
     let dir = args.out.display();
     output.answer(&written, || {
         format!(
-            "Wrote user data for {count} hosts into {dir}; each file holds its host's private key.\n\
+            "Wrote user data for {count} hosts into {dir}; each file holds its host's private key and the redis-servers' secret.\n\
              Next: give each host its file, then redmeshctl --agent {}:{MESH_PORT_DEFAULT} members\n",
             args.hosts[0].ip
         )
@@ -237,7 +240,9 @@ fn certificates(pki: &Path, host: &HostSpec) -> Result<Certificates> {
         true => Some((read(SIGNER_CERT_FILE)?, read(SIGNER_KEY_FILE)?)),
         false => None,
     };
-    Ok(Certificates { ca: read("ca.pem")?, cert: read("cert.pem")?, key: read("key.pem")?, signer })
+    // One that is damaged is to be refused here, and not by the host's first start.
+    let redis_secret = RedisSecret::load(&dir)?.file_text();
+    Ok(Certificates { ca: read("ca.pem")?, cert: read("cert.pem")?, key: read("key.pem")?, signer, redis_secret })
 }
 
 fn agent_toml(host: &HostSpec, common: &Common<'_>) -> String {
@@ -285,7 +290,8 @@ fn install(package: &Package<'_>, prepare: &str) -> String {
          fi\n\
 {prepare}\
          # What is there already stays: it may be newer.\n\
-         for file in agent.toml join-token identity/ca.pem identity/cert.pem identity/key.pem identity/signer.pem identity/signer.key; do\n\
+         for file in agent.toml join-token identity/ca.pem identity/cert.pem identity/key.pem identity/redis.secret \\\n\
+         \x20 identity/signer.pem identity/signer.key; do\n\
          \x20 [ -e \"{SEED}/$file\" ] || continue\n\
          \x20 [ -e \"/etc/redmesh/$file\" ] || cp -p \"{SEED}/$file\" \"/etc/redmesh/$file\"\n\
          done\n\
@@ -299,7 +305,8 @@ fn install(package: &Package<'_>, prepare: &str) -> String {
 fn render(host: &HostSpec, common: &Common<'_>, certificates: &Certificates) -> String {
     let mut text = format!(
         "#cloud-config\n\
-         # Host {} of mesh {:?}. It holds the host's private key: keep it to yourself.\n\
+         # Host {} of mesh {:?}. It holds the host's private key and the\n\
+         # secret of the mesh's redis-servers: keep it to yourself.\n\
          write_files:\n",
         host.name, common.mesh
     );
@@ -308,6 +315,7 @@ fn render(host: &HostSpec, common: &Common<'_>, certificates: &Certificates) -> 
     file(&format!("{SEED}/identity/ca.pem"), "0644", &certificates.ca);
     file(&format!("{SEED}/identity/cert.pem"), "0644", &certificates.cert);
     file(&format!("{SEED}/identity/key.pem"), "0600", &certificates.key);
+    file(&format!("{SEED}/identity/{REDIS_SECRET_FILE}"), "0600", &certificates.redis_secret);
     if let Some((cert, key)) = &certificates.signer {
         file(&format!("{SEED}/identity/{SIGNER_CERT_FILE}"), "0644", cert);
         file(&format!("{SEED}/identity/{SIGNER_KEY_FILE}"), "0600", key);

@@ -3,7 +3,7 @@
 use quinn::{ConnectionError, TransportErrorCode};
 use rustls::AlertDescription;
 
-use crate::frames::{CLOSE_REFUSED, readable};
+use crate::frames::{CLOSE_BUSY, CLOSE_REFUSED, readable};
 
 /// QUIC carries a TLS alert as 0x100 + its number (RFC 9001, section 4.8).
 const CRYPTO_ERRORS: std::ops::Range<u64> = 0x100..0x200;
@@ -64,6 +64,13 @@ pub fn is_refusal(error: &ConnectionError) -> bool {
 pub fn turned_away(error: &ConnectionError) -> bool {
     matches!(error, ConnectionError::ConnectionClosed(close)
         if close.error_code == TransportErrorCode::CONNECTION_REFUSED)
+}
+
+/// Whether a connection was ended because the agent has too many: in its words, which
+/// [`explain`] gives. It passes.
+pub fn is_busy(error: &ConnectionError) -> bool {
+    matches!(error, ConnectionError::ApplicationClosed(close)
+        if close.error_code.into_inner() == u64::from(CLOSE_BUSY))
 }
 
 fn alert(code: u64, detail: &str, refuser: Refuser) -> Option<String> {

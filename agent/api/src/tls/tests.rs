@@ -8,7 +8,7 @@ use rcgen::{CertificateParams, KeyPair};
 use rustls::AlertDescription;
 
 use super::*;
-use crate::frames::{CLOSE_DONE, CLOSE_REFUSED};
+use crate::frames::{CLOSE_BUSY, CLOSE_DONE, CLOSE_REFUSED};
 
 /// Self-signed: nothing here verifies a chain.
 fn certificate(names: &[&str]) -> (String, CertificateDer<'static>, KeyPair) {
@@ -141,6 +141,9 @@ fn a_goodbye_is_no_refusal_and_a_peers_words_are_cleaned() {
     };
     assert!(!is_refusal(&close(CLOSE_DONE, b"agent is stopping")));
     assert!(is_refusal(&close(CLOSE_REFUSED, b"no")));
+    let busy = close(CLOSE_BUSY, b"busy: 3");
+    assert!(is_busy(&busy) && !is_refusal(&busy) && !is_busy(&close(CLOSE_REFUSED, b"no")));
+    assert_eq!(explain(&busy).unwrap(), "busy: 3");
     assert_eq!(explain(&close(CLOSE_REFUSED, b"a\nb\x1b")).unwrap(), "a b ");
     assert_eq!(explain(&close(CLOSE_DONE, b"")), None);
     for error in [ConnectionError::TimedOut, ConnectionError::Reset, ConnectionError::LocallyClosed] {

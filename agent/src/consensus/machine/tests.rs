@@ -418,3 +418,28 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_host_is_removed_once_and_the_removals_are_bounded() {
+    let mut level = Level::default();
+    let removed = |id: u32| RemovedHost {
+        id: Some(HostId(id)),
+        name: format!("host-{id}"),
+        certificates: true,
+        at_unix_ms: 1,
+    };
+    let remove = |id| Command::RemoveHost(removed(id));
+    assert_eq!(apply(&mut level, stamp(1), &remove(1)), Applied::Done);
+    assert!(level.is_removed(HostId(1)) && !level.is_removed(HostId(2)));
+    let later = Command::RemoveHost(RemovedHost { at_unix_ms: 2, ..removed(1) });
+    assert_eq!(apply(&mut level, stamp(2), &later), Applied::Unchanged);
+    let nameless = RemovedHost { id: None, ..removed(2) };
+    assert_eq!(apply(&mut level, stamp(3), &Command::RemoveHost(nameless.clone())), Applied::Done);
+    assert_eq!(apply(&mut level, stamp(4), &Command::RemoveHost(nameless)), Applied::Unchanged);
+    for id in 3..=REMOVED_MAX as u32 {
+        assert_eq!(apply(&mut level, stamp(2 + u64::from(id)), &remove(id)), Applied::Done);
+    }
+    let refused = apply(&mut level, stamp(10_000), &remove(10_000));
+    assert!(matches!(&refused, Applied::Rejected(why) if why.contains("another CA")), "{refused:?}");
+    assert_eq!(level.removed.len(), REMOVED_MAX);
+}

@@ -66,7 +66,7 @@ fn cluster_at(sizes: &[u16], replicas: u8, address: fn(u8) -> u8) -> Cluster {
 
 impl Cluster {
     fn warnings(&self) -> Vec<String> {
-        judge(&self.plan, self.views.clone(), Vec::new()).warnings
+        judge(&Level::default(), &self.plan, self.views.clone(), Vec::new()).warnings
     }
 
     /// Indices of the views for which `wanted` holds.
@@ -128,7 +128,7 @@ impl Cluster {
 fn a_cluster_as_planned_has_no_warning() {
     for (sizes, replicas) in [(&[4, 4, 4][..], 1), (&[6, 6, 6], 2), (&[8, 6, 4, 4], 1), (&[5, 5, 5], 0)] {
         let found = cluster(sizes, replicas);
-        let check = judge(&found.plan, found.views.clone(), Vec::new());
+        let check = judge(&Level::default(), &found.plan, found.views.clone(), Vec::new());
         assert_eq!((check.errors, check.warnings), (vec![], vec![]), "{sizes:?}");
         assert!(check.agreed && check.slots_covered == SLOTS);
     }
@@ -282,7 +282,7 @@ fn lists_are_bounded() {
     for replica in it.all(|view| !view.primary) {
         it.down(replica);
     }
-    let check = judge(&it.plan, it.views.clone(), Vec::new());
+    let check = judge(&Level::default(), &it.plan, it.views.clone(), Vec::new());
     for lines in [check.warnings, check.errors] {
         assert_eq!(lines.len(), LISTED_MAX + 1);
         assert_eq!(lines[LISTED_MAX], "… and 70 more");

@@ -44,6 +44,28 @@ pub enum HelloReply {
         /// Why, with the remedy.
         reason: String,
     },
+    /// Not accepted any more: the host was removed from the mesh, and is to stop.
+    Removed {
+        /// The same in words.
+        reason: String,
+    },
+}
+
+/// Why a hello is not accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Rejection {
+    /// Something doesn't fit.
+    Refused(String),
+    /// The host was removed.
+    Removed(String),
+}
+
+impl Rejection {
+    /// In words.
+    pub fn reason(&self) -> &str {
+        let (Self::Refused(reason) | Self::Removed(reason)) = self;
+        reason
+    }
 }
 
 /// What a peer's certificate proves, by which its hello is judged.

@@ -21,6 +21,7 @@ mod lives;
 mod operators;
 mod pool;
 mod refusals;
+mod removal;
 mod serve;
 mod strangers;
 
@@ -43,6 +44,7 @@ use quinn_proto::HashedConnectionIdGenerator;
 use redmesh_api::codec::Channel;
 use redmesh_api::frames::{self, CLOSE_DONE, FrameError};
 use redmesh_api::ids::{HostId, MeshId};
+use redmesh_api::level::RemovedHost;
 use redmesh_api::tls::{self, Identity, Role, TlsError};
 use ring::hmac;
 use tokio::sync::{mpsc, watch};
@@ -88,6 +90,8 @@ pub struct QuicOptions {
     pub local: LocalPeer,
     /// The mesh that we have joined, once we have.
     pub mesh_id: watch::Receiver<Option<MeshId>>,
+    /// Hosts that nobody speaks with any more.
+    pub removed: watch::Receiver<Vec<RemovedHost>>,
     /// Carries the packets in the place of a UDP socket of ours.
     pub wire: Option<Wire>,
 }
@@ -235,6 +239,9 @@ struct Shared {
     name: String,
     local: LocalPeer,
     mesh_id: watch::Receiver<Option<MeshId>>,
+    removed: watch::Receiver<Vec<RemovedHost>>,
+    /// Set once another agent has said that this host was removed: its words.
+    told_removed: watch::Sender<Option<String>>,
     /// Receiving and sending, bytes.
     udp_buffers: (u64, u64),
     handler: watch::Sender<Option<Arc<dyn Handler>>>,
@@ -301,7 +308,8 @@ impl QuicTransport {
     /// Listens; must be called inside a tokio runtime. Requests of peers wait until
     /// [`Transport::serve`].
     pub fn bind(options: QuicOptions) -> Result<Arc<Self>, BindError> {
-        let QuicOptions { listen, mut advertise, identity, host_secret, local, mesh_id, wire } = options;
+        let QuicOptions { listen, mut advertise, identity, host_secret, local, mesh_id, removed, wire } =
+            options;
         Self::check_identity(&identity, advertise)?;
         let name = identity.name().to_owned();
         let server = tls::quic_server_config(&identity).map_err(BindError::Tls)?;
@@ -333,6 +341,8 @@ impl QuicTransport {
             name,
             local,
             mesh_id,
+            removed,
+            told_removed: watch::Sender::new(None),
             udp_buffers,
             handler: watch::Sender::new(None),
             gossip_in,
@@ -386,6 +396,11 @@ impl QuicTransport {
     /// When our certificate expires, Unix seconds; `None` if it doesn't say.
     pub fn certificate_valid_until_unix_s(&self) -> Option<i64> {
         self.shared.dialling.borrow().identity.valid_until_unix_s()
+    }
+
+    /// Follows whether another agent has said that this host was removed from the mesh.
+    pub fn told_removed(&self) -> watch::Receiver<Option<String>> {
+        self.shared.told_removed.subscribe()
     }
 
     /// Figures for metrics.

@@ -63,12 +63,16 @@ impl Operators {
     pub fn seat(&self, name: &str) -> Result<Seat, String> {
         let mut connected = self.connected.lock().unwrap_or_else(PoisonError::into_inner);
         if connected.all >= CONNECTIONS_MAX {
-            return Err(format!("busy: {CONNECTIONS_MAX} connections of operators are open already"));
+            return Err(format!(
+                "busy: {CONNECTIONS_MAX} connections of operators are open already; try again in a moment, or ask \
+                 another agent"
+            ));
         }
         let own = connected.by_name.get(name).copied().unwrap_or(0);
         if own >= CONNECTIONS_PER_NAME_MAX {
             return Err(format!(
-                "busy: {CONNECTIONS_PER_NAME_MAX} connections of operator {name} are open already"
+                "busy: {CONNECTIONS_PER_NAME_MAX} connections of operator {name} are open already; end some, or ask \
+                 another agent"
             ));
         }
         connected.all += 1;

@@ -22,6 +22,7 @@ use tokio::time::{Instant, timeout};
 use super::Shared;
 use super::expiry;
 use super::hello::{self, Certified, Hello, HelloReply};
+use super::removal;
 use crate::transport::TransportError;
 
 /// From the first packet to the peer's welcome.
@@ -216,7 +217,7 @@ async fn dial(shared: &Arc<Shared>, to: SocketAddr) -> DialResult {
             let certified =
                 Certified::of(&connection).map_err(|error| DialError::Refused(error.to_string()))?;
             let said = shared.hello();
-            let peer = greet(&connection, &certified, &said).await?;
+            let peer = greet(shared, &connection, &certified, &said).await?;
             Ok((certified, peer, said.mesh_id))
         };
         match greeted.await {
@@ -250,6 +251,7 @@ async fn dial(shared: &Arc<Shared>, to: SocketAddr) -> DialResult {
 
 /// Says hello and judges the welcome.
 async fn greet(
+    shared: &Shared,
     connection: &quinn::Connection,
     certified: &Certified,
     ours: &Hello,
@@ -259,9 +261,21 @@ async fn greet(
     let reply = frames::exchange(streams, Channel::Hello, &bytes).await?.map_err(DialError::Refused)?;
     match codec::decode(&reply).map_err(|error| DialError::Refused(crate::error_chain(&error)))? {
         HelloReply::Refused { reason } => Err(DialError::Refused(frames::readable(reason.as_bytes()))),
+        HelloReply::Removed { reason } => {
+            let reason = frames::readable(reason.as_bytes());
+            shared.told_removed.send_if_modified(|told| {
+                let first = told.is_none();
+                told.get_or_insert_with(|| reason.clone());
+                first
+            });
+            Err(DialError::Refused(reason))
+        }
         HelloReply::Welcome(theirs) => {
             hello::judge(&theirs, certified, ours).map_err(DialError::Refused)?;
-            Ok(theirs)
+            match removal::barred(&theirs, certified, &shared.removed.borrow()) {
+                Some(reason) => Err(DialError::Refused(reason)),
+                None => Ok(theirs),
+            }
         }
     }
 }
@@ -271,7 +285,14 @@ async fn watch_link(shared: &Arc<Shared>, link: &Arc<Link>) {
     let mut mesh_id = shared.mesh_id.clone();
     let mut said_mesh = link.said_mesh;
     let mut renewed = shared.dialling.subscribe();
+    let mut removed = shared.removed.clone();
     loop {
+        let barred = removal::barred(&lock(&link.peer), &link.certified, &removed.borrow_and_update());
+        if let Some(reason) = barred {
+            shared.refusals.note(link.to, &reason);
+            link.connection.close(VarInt::from_u32(CLOSE_REFUSED), reason.as_bytes());
+            return;
+        }
         let now = *mesh_id.borrow_and_update();
         if now != said_mesh {
             said_mesh = now;
@@ -299,13 +320,14 @@ async fn watch_link(shared: &Arc<Shared>, link: &Arc<Link>) {
                 return;
             }
             Ok(()) = mesh_id.changed() => {}
+            Ok(()) = removed.changed() => {}
         }
     }
 }
 
 async fn greet_again(shared: &Arc<Shared>, link: &Link) {
     let ours = shared.hello();
-    match timeout(DIAL_TIMEOUT, greet(&link.connection, &link.certified, &ours)).await {
+    match timeout(DIAL_TIMEOUT, greet(shared, &link.connection, &link.certified, &ours)).await {
         Ok(Ok(peer)) => *lock(&link.peer) = peer,
         Ok(Err(DialError::Refused(reason))) => {
             shared.refusals.note(link.to, &reason);

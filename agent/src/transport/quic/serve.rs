@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use quinn::{Connection, Incoming, RecvStream, SendStream, VarInt};
 use redmesh_api::codec::{self, Channel, CodecError, Direction};
-use redmesh_api::frames::{self, CLOSE_DONE, CLOSE_REFUSED, FrameError};
+use redmesh_api::frames::{self, CLOSE_BUSY, CLOSE_DONE, CLOSE_REFUSED, FrameError};
 use redmesh_api::ids::HostId;
 use redmesh_api::tls::{self, Role};
 use tokio::sync::Semaphore;
@@ -22,9 +22,10 @@ use tokio::time::timeout;
 
 use super::Shared;
 use super::expiry;
-use super::hello::{self, Certified, Hello, HelloReply};
+use super::hello::{self, Certified, Hello, HelloReply, Rejection};
 use super::intake::{Pending, Verdict};
 use super::operators::{Seat, Turn};
+use super::removal;
 use crate::transport::{Handler, Peer};
 
 /// Connections that others have to us.
@@ -166,7 +167,9 @@ async fn admit(shared: &Arc<Shared>, incoming: Incoming) -> Result<Inbound, Stri
     };
     let certified = Certified::of(&connection).map_err(|error| refuse(error.to_string()))?;
     if certified.role != Role::Host {
-        let seat = shared.operators.seat(&certified.name).map_err(refuse)?;
+        let seat = shared.operators.seat(&certified.name).inspect_err(|reason| {
+            connection.close(VarInt::from_u32(CLOSE_BUSY), reason.as_bytes());
+        })?;
         return Ok(Inbound { connection, certified, kind: Kind::Operator(seat) });
     }
     let first = async {
@@ -185,7 +188,7 @@ async fn admit(shared: &Arc<Shared>, incoming: Incoming) -> Result<Inbound, Stri
     }
     let judged = judge(shared, &connection, &certified, &payload);
     answer_hello(shared, &connection, &mut send, judged.as_ref()).await;
-    let hello = judged?;
+    let hello = judged.map_err(|rejection| rejection.reason().to_owned())?;
     tls::trust_agent(&connection);
     tracing::debug!(from = %hello.addr, name = %hello.name, id = %hello.id, boot_id = hello.boot_id, "welcomed");
     Ok(Inbound { connection, certified, kind: Kind::Agent(Mutex::new(hello)) })
@@ -196,14 +199,14 @@ fn judge(
     connection: &Connection,
     certified: &Certified,
     payload: &[u8],
-) -> Result<Hello, String> {
-    let theirs: Hello = codec::decode(payload).map_err(|error| crate::error_chain(&error))?;
-    hello::judge(&theirs, certified, &shared.hello())?;
-    let (closing, newer) = shared.lives.lock().unwrap_or_else(PoisonError::into_inner).admit(
+) -> Result<Hello, Rejection> {
+    let theirs = judge_hello(shared, certified, payload)?;
+    let admitted = shared.lives.lock().unwrap_or_else(PoisonError::into_inner).admit(
         &theirs,
         connection.stable_id(),
         connection.clone(),
-    )?;
+    );
+    let (closing, newer) = admitted.map_err(Rejection::Refused)?;
     for earlier in closing {
         earlier.close(VarInt::from_u32(CLOSE_DONE), b"a later connection of you has taken its place");
     }
@@ -213,25 +216,37 @@ fn judge(
     Ok(theirs)
 }
 
+/// Whether the hello fits its certificate, our mesh, and nobody who was removed.
+fn judge_hello(shared: &Shared, certified: &Certified, payload: &[u8]) -> Result<Hello, Rejection> {
+    let theirs: Hello =
+        codec::decode(payload).map_err(|error| Rejection::Refused(crate::error_chain(&error)))?;
+    hello::judge(&theirs, certified, &shared.hello()).map_err(Rejection::Refused)?;
+    match removal::barred(&theirs, certified, &shared.removed.borrow()) {
+        Some(reason) => Err(Rejection::Removed(reason)),
+        None => Ok(theirs),
+    }
+}
+
 async fn answer_hello(
     shared: &Shared,
     connection: &Connection,
     send: &mut SendStream,
-    judged: Result<&Hello, &String>,
+    judged: Result<&Hello, &Rejection>,
 ) {
     let reply = match judged {
         Ok(_) => HelloReply::Welcome(shared.hello()),
-        Err(reason) => HelloReply::Refused { reason: reason.clone() },
+        Err(Rejection::Refused(reason)) => HelloReply::Refused { reason: reason.clone() },
+        Err(Rejection::Removed(reason)) => HelloReply::Removed { reason: reason.clone() },
     };
     let bytes = codec::encode(&reply).map_err(|error| crate::error_chain(&error));
     let bytes = bytes.as_deref().map_err(String::as_str);
     let written = timeout(HELLO_TIMEOUT, frames::write_reply(send, Channel::Hello, bytes)).await;
-    if let Err(reason) = judged {
+    if let Err(rejection) = judged {
         if matches!(written, Ok(Ok(()))) {
             // The words should arrive before the connection's end does.
             let _ = timeout(FAREWELL_TIMEOUT, send.stopped()).await;
         }
-        connection.close(VarInt::from_u32(CLOSE_REFUSED), reason.as_bytes());
+        connection.close(VarInt::from_u32(CLOSE_REFUSED), rejection.reason().as_bytes());
     }
 }
 
@@ -240,10 +255,12 @@ async fn serve_connection(shared: Arc<Shared>, inbound: Inbound) {
     let inbound = Arc::new(inbound);
     let connection = &inbound.connection;
     let mut mesh_id = shared.mesh_id.clone();
+    let mut removed = shared.removed.clone();
     // Bounded by the connection's stream limits.
     let mut serving = JoinSet::new();
-    // The mesh may have become known between the hello and here.
+    // Either may have become known between the hello and here.
     end_if_of_another_mesh(&shared, &inbound);
+    end_if_removed(&shared, &inbound);
     let expiry = expiry::expired(&inbound.certified);
     tokio::pin!(expiry);
     let mut expired = false;
@@ -268,6 +285,7 @@ async fn serve_connection(shared: Arc<Shared>, inbound: Inbound) {
             },
             Some(ended) = serving.join_next() => log_panic(ended),
             Ok(()) = mesh_id.changed() => end_if_of_another_mesh(&shared, &inbound),
+            Ok(()) = removed.changed() => end_if_removed(&shared, &inbound),
             () = shared.cancel.cancelled() => break,
         }
     }
@@ -302,6 +320,14 @@ fn leave(shared: &Shared, id: HostId, number: usize) {
 fn end_if_of_another_mesh(shared: &Shared, inbound: &Inbound) {
     let Some(theirs) = inbound.hello() else { return };
     if let Err(reason) = hello::judge_mesh(&theirs, &shared.hello()) {
+        shared.refusals.note(theirs.addr, &reason);
+        inbound.connection.close(VarInt::from_u32(CLOSE_REFUSED), reason.as_bytes());
+    }
+}
+
+fn end_if_removed(shared: &Shared, inbound: &Inbound) {
+    let Some(theirs) = inbound.hello() else { return };
+    if let Some(reason) = removal::barred(&theirs, &inbound.certified, &shared.removed.borrow()) {
         shared.refusals.note(theirs.addr, &reason);
         inbound.connection.close(VarInt::from_u32(CLOSE_REFUSED), reason.as_bytes());
     }
@@ -408,19 +434,20 @@ async fn greet_again(shared: &Arc<Shared>, inbound: &Inbound, send: &mut SendStr
         *known.lock().unwrap_or_else(PoisonError::into_inner) = hello.clone();
     }
     answer_hello(shared, &inbound.connection, send, judged.as_ref()).await;
-    if let Err(reason) = judged {
-        shared.refusals.note(inbound.connection.remote_address(), &reason);
+    if let Err(rejection) = judged {
+        shared.refusals.note(inbound.connection.remote_address(), rejection.reason());
     }
 }
 
-fn rejudge(shared: &Shared, inbound: &Inbound, payload: &[u8]) -> Result<Hello, String> {
-    let theirs: Hello = codec::decode(payload).map_err(|error| crate::error_chain(&error))?;
-    hello::judge(&theirs, &inbound.certified, &shared.hello())?;
+fn rejudge(shared: &Shared, inbound: &Inbound, payload: &[u8]) -> Result<Hello, Rejection> {
+    let theirs = judge_hello(shared, &inbound.certified, payload)?;
     match inbound.hello() {
         Some(first) if (first.id, first.boot_id, first.addr) == (theirs.id, theirs.boot_id, theirs.addr) => {
             Ok(theirs)
         }
-        _ => Err("a connection's later hello must be of the same life as its first".into()),
+        _ => {
+            Err(Rejection::Refused("a connection's later hello must be of the same life as its first".into()))
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 use proptest::prelude::*;
 use redmesh_api::codec::{self, CodecError, Direction, HEADER_BYTES, PROTOCOL_VERSION};
 use redmesh_api::frames::CLOSE_REFUSED;
+use redmesh_api::level::RemovedHost;
 use time::Duration as Days;
 use tracing_subscriber::fmt::MakeWriter;
 use uuid::Uuid;
@@ -61,11 +62,23 @@ struct Start {
     mesh_id: Option<MeshId>,
     identity: Option<Identity>,
     id: Option<u32>,
+    removed: watch::Receiver<Vec<RemovedHost>>,
 }
 
 impl Start {
     fn new(name: &'static str, last: u8) -> Self {
-        Self { name, last, port: 0, boot_id: 1, mesh_name: "m", mesh_id: None, identity: None, id: None }
+        let removed = watch::channel(Vec::new()).1;
+        Self {
+            name,
+            last,
+            port: 0,
+            boot_id: 1,
+            mesh_name: "m",
+            mesh_id: None,
+            identity: None,
+            id: None,
+            removed,
+        }
     }
 
     fn options(&self) -> (QuicOptions, watch::Sender<Option<MeshId>>) {
@@ -84,6 +97,7 @@ impl Start {
                 mesh_name: self.mesh_name.into(),
             },
             mesh_id,
+            removed: self.removed.clone(),
         };
         (options, mesh)
     }
@@ -194,7 +208,7 @@ impl Raw {
         let reply = self.exchange(Channel::Hello, &codec::encode(hello).unwrap()).await.unwrap().unwrap();
         match codec::decode(&reply).unwrap() {
             HelloReply::Welcome(hello) => Ok(hello),
-            HelloReply::Refused { reason } => Err(reason),
+            HelloReply::Refused { reason } | HelloReply::Removed { reason } => Err(reason),
         }
     }
 

@@ -43,7 +43,8 @@ pub fn form(setting: &Setting, limits: &Limits, children: &Children) -> anyhow::
     let mesh = Mesh { ctl: setting.bin.join("redmeshctl"), dir: setting.dir("redmesh") };
     let mut demo = Command::new(&mesh.ctl);
     // The run is the least that a demo does; it begins when the cluster is formed.
-    demo.args(["demo", "--keep", "--writes", "1000", "--workers", "10", "-o", "json", "--dir"])
+    // redis-cli's servers have no password either.
+    demo.args(["demo", "--keep", "--no-auth", "--writes", "1000", "--workers", "10", "-o", "json", "--dir"])
         .arg(&mesh.dir);
     for (option, value) in [
         ("--hosts", setting.hosts.to_string()),

@@ -74,7 +74,9 @@ impl<'a> Cluster<'a> {
         let cluster =
             Self { ctl: bin.join("redmeshctl"), dir, layout, instances: layout.instances(), children };
         let mut demo = Command::new(&cluster.ctl);
-        demo.args(["demo", "--keep", "--writes", "1000", "--workers", "10", "--dir"]).arg(&cluster.dir);
+        // The others would take a password on their command lines, where everybody can read it.
+        demo.args(["demo", "--keep", "--no-auth", "--writes", "1000", "--workers", "10", "--dir"])
+            .arg(&cluster.dir);
         for (option, value) in [
             ("--hosts", layout.hosts.to_string()),
             ("--per-host", layout.per_host.to_string()),

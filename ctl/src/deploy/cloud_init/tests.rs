@@ -13,7 +13,8 @@ fn common<'a>(package: Package<'a>, extra: &'a str) -> Common<'a> {
 
 fn certificates() -> Certificates {
     let pem = |what: &str| format!("-----BEGIN {what}-----\nAAAA\n-----END {what}-----\n");
-    Certificates { ca: pem("CA"), cert: pem("CERTIFICATE"), key: pem("KEY"), signer: None }
+    let redis_secret = "0123abcd\n".to_owned();
+    Certificates { ca: pem("CA"), cert: pem("CERTIFICATE"), key: pem("KEY"), signer: None, redis_secret }
 }
 
 const SUM: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
@@ -77,12 +78,22 @@ fn each_file_holds_its_own_hosts_key_alone_and_a_second_time_is_the_same() {
             assert_eq!(text.contains(&key), i == j, "the key of {name} in file {j}");
         }
         assert!(!first[i].contains(&secret(pki.join("ca.key"))));
+        let redis = read(pki.join("redis.secret"));
+        assert!(first[i].contains(&format!(
+            "identity/redis.secret\n    permissions: '0600'\n    content: |\n      {redis}"
+        )));
         let mode = std::fs::metadata(out.join(format!("{name}.yaml"))).expect("stat").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         assert!(first[i].contains("bootstrap_expect = 2"));
     }
     run(&args, &output).expect("user data again");
     assert_eq!(read(out.join("b.yaml")), first[1]);
+    let lost = pki.join("c/redis.secret");
+    std::fs::remove_file(&lost).expect("lose a secret");
+    let error = run(&args, &output).expect_err("no secret").to_string();
+    assert!(error.contains("c/redis.secret") && error.contains("redmeshctl pki"), "{error}");
+    std::fs::copy(pki.join("redis.secret"), &lost).expect("copy it");
+    run(&args, &output).expect("user data again");
     let moved = CloudInitArgs { hosts: vec![host("a=10.0.0.9")], ..args };
     let error = run(&moved, &output).expect_err("another address").to_string();
     assert!(error.contains("--renew"), "{error}");

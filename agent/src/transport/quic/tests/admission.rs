@@ -252,3 +252,33 @@ async fn a_renewal_replaces_links_and_loses_no_request() {
     a.ask(&b, Channel::Peer, "x").await.unwrap();
     close_all(&[&a, &b]).await;
 }
+
+#[tokio::test]
+async fn a_removed_host_is_cut_off_told_so_and_known_again_under_another_id() {
+    let (log, _guard) = Log::begin();
+    let (remove, removed) = watch::channel(Vec::new());
+    let a = Start { removed, ..Start::new("a", 150) }.bind();
+    let (b, c) = (Node::start("b", 151), Node::start("c", 152));
+    for (from, to) in [(&a, &b), (&b, &a), (&c, &a)] {
+        from.ask(to, Channel::Peer, "x").await.unwrap();
+    }
+    let now_ms = crate::clock::now_unix_ms();
+    let host =
+        RemovedHost { id: Some(HostId(151)), name: "b".into(), certificates: true, at_unix_ms: now_ms };
+    remove.send_replace(vec![host]);
+    until("both connections to end", async || {
+        a.quic.stats().links == 0 && b.quic.stats().links == 0 && b.quic.stats().connections == 0
+    })
+    .await;
+    assert!(log.text().contains("host b (00000097) was removed from the mesh"), "{}", log.text());
+    assert!(words(a.ask(&b, Channel::Peer, "x").await).contains("was removed from the mesh"));
+    assert_eq!(*b.quic.told_removed().borrow(), None, "a broken link tells nothing yet");
+    assert!(words(b.ask(&a, Channel::Peer, "x").await).contains("was removed from the mesh"));
+    let told = b.quic.told_removed().borrow().clone();
+    assert!(told.is_some_and(|words| words.contains("stop its agent")));
+    // Whoever has its key can make up another id.
+    let again = Start { id: Some(77), ..Start::new("b", 151) }.bind();
+    assert!(words(again.ask(&a, Channel::Peer, "x").await).contains("issue it another certificate"));
+    c.ask(&a, Channel::Peer, "x").await.unwrap();
+    close_all(&[&a, &b, &c, &again]).await;
+}

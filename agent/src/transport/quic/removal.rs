@@ -1,0 +1,84 @@
+//! Hosts that were removed from the mesh: by what they are known, and what they are told.
+//!
+//! A host chooses its id itself, so the id alone would keep nobody out who holds a
+//! removed host's key: what counts is the certificate, by the name that the CA has signed
+//! and the time at which it did so. Pure.
+
+use redmesh_api::level::RemovedHost;
+use redmesh_api::tls;
+
+use super::hello::{Certified, Hello};
+
+/// Why the agent with these two is refused, if it was removed.
+pub fn barred(theirs: &Hello, certified: &Certified, removed: &[RemovedHost]) -> Option<String> {
+    if removed.is_empty() {
+        return None;
+    }
+    judge(theirs, &certified.name, tls::issued_unix_ms(certified.chain()), removed)
+}
+
+fn judge(theirs: &Hello, name: &str, issued_unix_ms: u64, removed: &[RemovedHost]) -> Option<String> {
+    let by_id = removed.iter().any(|host| host.id == Some(theirs.id));
+    let by_certificate = removed
+        .iter()
+        .any(|host| host.certificates && host.name == name && issued_unix_ms <= host.at_unix_ms);
+    let remedy = match (by_id, by_certificate) {
+        (false, false) => return None,
+        (true, false) => "empty its state directory",
+        (false, true) => {
+            "issue it another certificate (`redmeshctl pki issue --host NAME --ip ADDRESS --renew`)"
+        }
+        (true, true) => {
+            "empty its state directory and issue it another certificate (`redmeshctl pki issue --host NAME --ip \
+             ADDRESS --renew`)"
+        }
+    };
+    Some(format!(
+        "host {name} ({}) was removed from the mesh: stop its agent; if it is to join again, as a new host, {remedy}",
+        theirs.id
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use redmesh_api::ids::HostId;
+
+    use super::*;
+
+    fn hello(id: u32) -> Hello {
+        Hello {
+            protocol: super::super::hello::HELLO_PROTOCOL,
+            id: HostId(id),
+            name: "a".into(),
+            boot_id: 1,
+            addr: ([127, 0, 0, 1], 1).into(),
+            mesh_name: "m".into(),
+            mesh_id: None,
+            agent_version: "1".into(),
+        }
+    }
+
+    #[test]
+    fn a_removed_host_is_known_by_its_id_and_by_every_certificate_issued_until_then() {
+        let removed = |id: Option<u32>, certificates| RemovedHost {
+            id: id.map(HostId),
+            name: "a".into(),
+            certificates,
+            at_unix_ms: 100,
+        };
+        let barred = |id, issued, removed: RemovedHost| judge(&hello(id), "a", issued, &[removed]);
+        let words = barred(7, 100, removed(Some(7), true)).unwrap();
+        assert!(
+            words.contains("was removed") && words.contains("empty its state") && words.contains("--renew")
+        );
+        // Another id, made up by whoever has the key; and an earlier certificate of that name.
+        let words = barred(8, 50, removed(Some(7), true)).unwrap();
+        assert!(!words.contains("empty its state") && words.contains("--renew"), "{words}");
+        assert!(barred(8, 50, removed(None, true)).is_some());
+        let words = barred(7, 101, removed(Some(7), true)).unwrap();
+        assert!(words.contains("empty its state") && !words.contains("--renew"), "{words}");
+        assert_eq!(barred(8, 101, removed(Some(7), true)), None, "a new host with a new certificate");
+        assert_eq!(barred(8, 50, removed(Some(7), false)), None, "another host that bears the name");
+        assert_eq!(judge(&hello(8), "b", 50, &[removed(Some(7), true)]), None);
+    }
+}
