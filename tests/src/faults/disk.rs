@@ -3,7 +3,6 @@
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 
@@ -68,17 +67,12 @@ pub const ALL: &[Scenario] = &[
     },
 ];
 
-/// A small file system of its own below a mesh; gone with this.
+/// A small file system of its own below a mesh, and gone with that.
 struct SmallDisk(PathBuf);
 
-/// Room for all that a host of a trial keeps there.
-const DISK_BYTES: &str = "size=24m";
-
 impl SmallDisk {
-    fn mount(dir: &Path) -> Self {
-        fs::create_dir_all(dir).expect("make the mount point");
-        let status = Command::new("mount").args(["-t", "tmpfs", "-o", DISK_BYTES, "tmpfs"]).arg(dir).status();
-        assert!(status.expect("run mount").success(), "mount a tmpfs at {}", dir.display());
+    fn mount(mesh: &mut Mesh, dir: &Path) -> Self {
+        mesh.mount_small_disk(dir);
         Self(dir.to_owned())
     }
 
@@ -99,21 +93,16 @@ impl SmallDisk {
     }
 }
 
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
-    }
-}
-
 fn create(mesh: &Mesh) {
     mesh.ok_at(0, &["cluster", "create", "--instances-per-host", &PER_HOST.to_string(), "--force", "disk"]);
     whole(mesh, 0);
 }
 
 fn data_disk_full() -> Observed {
-    let mesh = MeshBuilder::new(HOSTS).servers_outlive_agents().ready();
+    let mut mesh = MeshBuilder::new(HOSTS).servers_outlive_agents().ready();
     let [at, host, _] = coordinator_and_others(&mesh);
-    let disk = SmallDisk::mount(&mesh.host_dir(host).join("redis_cluster"));
+    let data = mesh.host_dir(host).join("redis_cluster");
+    let disk = SmallDisk::mount(&mut mesh, &data);
     create(&mesh);
     let load = Load::begin(&mesh, at);
     let victim = server(&mesh, host, 6379).expect("it runs");
@@ -137,7 +126,7 @@ fn state_disk_full() -> Observed {
     let (state, kept) = (mesh.host_dir(victim).join("state"), mesh.host_dir(victim).join("state.kept"));
     mesh.end_agent(victim);
     fs::rename(&state, &kept).expect("move the state");
-    let disk = SmallDisk::mount(&state);
+    let disk = SmallDisk::mount(&mut mesh, &state);
     for entry in fs::read_dir(&kept).expect("list the state") {
         let entry = entry.expect("an entry");
         if entry.file_type().expect("its type").is_file() {
