@@ -7,15 +7,13 @@ use crate::mesh::{Mesh, MeshBuilder};
 use crate::wait::until;
 
 /// See [`super::all`].
-pub const ALL: &[Scenario] = &[
-    Scenario {
-        name: "certificate-expires",
-        fault: "a host's certificate expires while it is connected; then it is renewed",
-        result: "its connections end and say why; the renewed one is taken up without a restart",
-        needs: &[],
-        trial: certificate_expires,
-    },
-];
+pub const ALL: &[Scenario] = &[Scenario {
+    name: "certificate-expires",
+    fault: "a host's certificate expires while it is connected; then it is renewed",
+    result: "its connections end and say why; the renewed one is taken up without a restart",
+    needs: &[],
+    trial: certificate_expires,
+}];
 
 /// Seconds that the short certificate is good for: enough to be taken up and used.
 const SHORT_S: &str = "15";
