@@ -49,8 +49,6 @@ pub enum Need {
     Root,
     /// Network namespaces and nftables.
     Namespaces,
-    /// The memory controller of cgroup v1.
-    MemoryGroup,
 }
 
 /// A fault and its trial.
@@ -84,8 +82,6 @@ impl Scenario {
         self.needs.iter().find_map(|need| match need {
             Need::Root => (!rustix::process::geteuid().is_root()).then_some("it needs root"),
             Need::Namespaces => crate::net::missing(),
-            Need::MemoryGroup => (!servers::memory_groups())
-                .then_some("there is no memory controller of cgroup v1 to write to"),
         })
     }
 }
