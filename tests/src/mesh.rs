@@ -18,6 +18,9 @@ use crate::wait::until;
 /// Time for a mesh of a few hosts to initialise, on a busy machine of two cores.
 pub const READY: Duration = Duration::from_secs(60);
 
+/// Room for all that a host of a trial keeps on a disk of its own.
+const SMALL_DISK: &str = "size=24m";
+
 /// One mesh at a time.
 static TURN: Mutex<()> = Mutex::new(());
 
@@ -51,6 +54,7 @@ pub struct Mesh {
     password: OnceLock<String>,
     // After the processes in it: fields are dropped in this order.
     net: Option<Network>,
+    mounts: Vec<PathBuf>,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -160,8 +164,16 @@ impl MeshBuilder {
         let (hosts, all) = (self.hosts, self.hosts + self.spare);
         let agents = (0..all).map(|_| None).collect();
         let net = self.namespaces.then(|| Network::new(all, subnet));
-        let mut mesh =
-            Mesh { dir, subnet, agents, builder: self, password: OnceLock::new(), net, _turn: turn };
+        let mut mesh = Mesh {
+            dir,
+            subnet,
+            agents,
+            builder: self,
+            password: OnceLock::new(),
+            net,
+            mounts: Vec::new(),
+            _turn: turn,
+        };
         mesh.prepare();
         (0..hosts).for_each(|host| mesh.start_agent(host));
         mesh
@@ -182,6 +194,14 @@ impl Mesh {
             Some(net) => net.ip(host),
             None => format!("127.{}.0.{}", self.subnet, host + 1),
         }
+    }
+
+    /// A file system of its own (a tmpfs, so as root) of a few MB at `dir`.
+    pub fn mount_small_disk(&mut self, dir: &Path) {
+        std::fs::create_dir_all(dir).expect("make the mount point");
+        let status = Command::new("mount").args(["-t", "tmpfs", "-o", SMALL_DISK, "tmpfs"]).arg(dir).status();
+        assert!(status.expect("run mount").success(), "mount a tmpfs at {}", dir.display());
+        self.mounts.push(dir.to_owned());
     }
 
     /// The hosts' network, where they have one of their own.
@@ -494,10 +514,14 @@ impl Mesh {
     /// `redis-cli`, which gives the password where the servers want it.
     pub fn redis_cli_command(&self) -> Command {
         let mut command = self.command(None, "redis-cli");
+        self.log_in(&mut command);
+        command
+    }
+
+    fn log_in(&self, command: &mut Command) {
         if self.builder.redis_auth {
             command.env("REDISCLI_AUTH", self.password.get_or_init(|| self.redis_password()));
         }
-        command
     }
 
     /// `redis-cli` against one of the cluster's instances.
@@ -513,16 +537,19 @@ impl Mesh {
 
     /// `redis-cli -c` with `commands`, one a line, on its standard input; what it printed.
     pub fn redis_cli_fed(&self, host: usize, port: u16, commands: &str) -> String {
-        let mut child = self
-            .redis_cli_command()
+        // A server on a host that is cut off would be dialled for minutes.
+        let mut command = self.command(None, "timeout");
+        command.args(["10", "redis-cli"]);
+        self.log_in(&mut command);
+        let mut child = command
             .args(["-c", "-h", &self.ip(host), "-p", &port.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .expect("run redis-cli");
         let mut stdin = child.stdin.take().expect("it is piped");
-        // A few hundred lines fit the pipes both ways.
-        stdin.write_all(commands.as_bytes()).expect("feed redis-cli");
+        // A few hundred lines fit the pipes both ways. What it ended without shows in its answers.
+        let _ = stdin.write_all(commands.as_bytes());
         drop(stdin);
         let output = child.wait_with_output().expect("wait for redis-cli");
         String::from_utf8_lossy(&output.stdout).into_owned()
@@ -546,6 +573,10 @@ impl Drop for Mesh {
             let _ = child.wait();
         }
         process::kill_below(self.dir());
+        // Not earlier: below a mount that is gone no process of ours would be found.
+        for dir in &self.mounts {
+            let _ = Command::new("umount").arg("--lazy").arg(dir).status();
+        }
         if std::thread::panicking() {
             for host in 0..self.agents.len() {
                 let log = self.log(host);

@@ -36,7 +36,10 @@ faults! {
 fn every_row_of_the_table_is_a_fault_and_every_fault_has_a_row() {
     let table = redmesh_tests::tools::repository().join("docs/reliability.md");
     let text = std::fs::read_to_string(table).expect("read docs/reliability.md");
-    let rows: Vec<&str> = text.lines().filter(|line| line.contains("`make reliability FAULT=")).collect();
+    let rows: Vec<&str> = text
+        .lines()
+        .filter(|line| line.starts_with("| ") && line.contains("`make reliability FAULT="))
+        .collect();
     for scenario in faults::all() {
         let command = format!("`make reliability FAULT={} TRIALS=", scenario.name);
         let row = rows.iter().find(|row| row.contains(&command));

@@ -242,7 +242,13 @@ fn certificates(pki: &Path, host: &HostSpec) -> Result<Certificates> {
     };
     // One that is damaged is to be refused here, and not by the host's first start.
     let redis_secret = RedisSecret::load(&dir)?.file_text();
-    Ok(Certificates { ca: read("ca.pem")?, cert: read("cert.pem")?, key: read("key.pem")?, signer, redis_secret })
+    Ok(Certificates {
+        ca: read("ca.pem")?,
+        cert: read("cert.pem")?,
+        key: read("key.pem")?,
+        signer,
+        redis_secret,
+    })
 }
 
 fn agent_toml(host: &HostSpec, common: &Common<'_>) -> String {

@@ -3,17 +3,15 @@
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 
 use super::{
-    HOSTS, Load, Need, Observed, PER_HOST, SOON, Scenario, agent, await_coordinator, await_problem,
-    await_served, coordinator_and_others, formed, server, timed, whole,
+    HOSTS, Load, Need, Observed, PER_HOST, Scenario, agent, await_problem, await_served,
+    coordinator_and_others, formed, server, timed, whole,
 };
 use crate::mesh::{Mesh, MeshBuilder};
 use crate::process::send;
-use crate::wait::until;
 
 /// See [`super::all`].
 pub const ALL: &[Scenario] = &[
@@ -25,25 +23,11 @@ pub const ALL: &[Scenario] = &[
         trial: data_disk_full,
     },
     Scenario {
-        name: "state-disk-full",
-        fault: "the file system of the coordinator's state directory (a tmpfs) has no byte left",
-        result: "another host coordinates, the run goes on; with space again the agent is restarted and votes again",
-        needs: &[Need::Root],
-        trial: state_disk_full,
-    },
-    Scenario {
         name: "no-descriptors",
         fault: "an agent may open no further file (prlimit), and one of its servers is killed",
         result: "the agent lives on and says why it can't start the server; with descriptors again it does",
         needs: &[Need::Root],
         trial: no_descriptors,
-    },
-    Scenario {
-        name: "raft-store-damaged",
-        fault: "an agent is killed and its `raft.redb` overwritten with zeros; then its state directory is moved away",
-        result: "it doesn't start on it and says what to do; that done it joins under a new id, and its servers never stop",
-        needs: &[],
-        trial: raft_store_damaged,
     },
     Scenario {
         name: "host-toml-damaged",
@@ -68,17 +52,12 @@ pub const ALL: &[Scenario] = &[
     },
 ];
 
-/// A small file system of its own below a mesh; gone with this.
+/// A small file system of its own below a mesh, and gone with that.
 struct SmallDisk(PathBuf);
 
-/// Room for all that a host of a trial keeps there.
-const DISK_BYTES: &str = "size=24m";
-
 impl SmallDisk {
-    fn mount(dir: &Path) -> Self {
-        fs::create_dir_all(dir).expect("make the mount point");
-        let status = Command::new("mount").args(["-t", "tmpfs", "-o", DISK_BYTES, "tmpfs"]).arg(dir).status();
-        assert!(status.expect("run mount").success(), "mount a tmpfs at {}", dir.display());
+    fn mount(mesh: &mut Mesh, dir: &Path) -> Self {
+        mesh.mount_small_disk(dir);
         Self(dir.to_owned())
     }
 
@@ -99,21 +78,16 @@ impl SmallDisk {
     }
 }
 
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
-    }
-}
-
 fn create(mesh: &Mesh) {
     mesh.ok_at(0, &["cluster", "create", "--instances-per-host", &PER_HOST.to_string(), "--force", "disk"]);
     whole(mesh, 0);
 }
 
 fn data_disk_full() -> Observed {
-    let mesh = MeshBuilder::new(HOSTS).servers_outlive_agents().ready();
+    let mut mesh = MeshBuilder::new(HOSTS).servers_outlive_agents().ready();
     let [at, host, _] = coordinator_and_others(&mesh);
-    let disk = SmallDisk::mount(&mesh.host_dir(host).join("redis_cluster"));
+    let data = mesh.host_dir(host).join("redis_cluster");
+    let disk = SmallDisk::mount(&mut mesh, &data);
     create(&mesh);
     let load = Load::begin(&mesh, at);
     let victim = server(&mesh, host, 6379).expect("it runs");
@@ -128,52 +102,6 @@ fn data_disk_full() -> Observed {
     load.goes_on(&mesh, at);
     let writes = load.end(&mesh, at);
     Observed { whole: Some(time), writes: Some(writes), served: None }
-}
-
-fn state_disk_full() -> Observed {
-    let mut mesh = formed(MeshBuilder::new(HOSTS), "0");
-    // Its coordinator, once its state lies on a disk of its own.
-    let victim = coordinator_and_others(&mesh)[0];
-    let (state, kept) = (mesh.host_dir(victim).join("state"), mesh.host_dir(victim).join("state.kept"));
-    mesh.end_agent(victim);
-    fs::rename(&state, &kept).expect("move the state");
-    let disk = SmallDisk::mount(&state);
-    for entry in fs::read_dir(&kept).expect("list the state") {
-        let entry = entry.expect("an entry");
-        if entry.file_type().expect("its type").is_file() {
-            fs::copy(entry.path(), state.join(entry.file_name())).expect("copy the state");
-        }
-    }
-    mesh.start_agent(victim);
-    let at = (victim + 1) % HOSTS;
-    whole(&mesh, at);
-    // Whoever coordinated meanwhile makes room, until it is the one with the small disk.
-    until("it to coordinate again", SOON, || {
-        let now = mesh.coordinator_at(at)?;
-        if now == victim {
-            return Some(());
-        }
-        mesh.end_agent(now);
-        await_coordinator(&mesh, victim, |host| host != now);
-        mesh.start_agent(now);
-        whole(&mesh, victim);
-        None
-    });
-    let (load, pids) = (Load::begin(&mesh, at), mesh.servers());
-    disk.fill();
-    let (served, _) = timed(|| await_coordinator(&mesh, at, |host| host != victim));
-    load.goes_on(&mesh, at);
-    disk.relieve();
-    if mesh.agent_runs(victim) {
-        mesh.end_agent(victim);
-    } else {
-        mesh.await_agent_end(victim);
-    }
-    mesh.start_agent(victim);
-    let (time, ()) = timed(|| whole(&mesh, at));
-    load.goes_on(&mesh, at);
-    assert_eq!(mesh.servers(), pids);
-    Observed { served: Some(served), whole: Some(time), writes: Some(load.end(&mesh, at)) }
 }
 
 fn no_descriptors() -> Observed {
@@ -206,32 +134,6 @@ fn refuses(mesh: &mut Mesh, host: usize, file: &str) {
     let log = mesh.log(host);
     let said = &log[before..];
     assert!(said.contains(&format!("{file} is damaged")) && said.contains("move"), "{said}");
-}
-
-fn raft_store_damaged() -> Observed {
-    let mut mesh = formed(MeshBuilder::new(HOSTS), "0");
-    let [at, host, _] = coordinator_and_others(&mesh);
-    let (load, pids) = (Load::begin(&mesh, at), mesh.servers());
-    mesh.kill_agent(host);
-    let state = mesh.host_dir(host).join("state");
-    let store = state.join("raft.redb");
-    let length = fs::metadata(&store).expect("the store is there").len();
-    fs::write(&store, vec![0; usize::try_from(length).expect("it is small")]).expect("damage the store");
-    refuses(&mut mesh, host, "raft.redb");
-    fs::rename(&state, mesh.host_dir(host).join("state.damaged")).expect("move the state away");
-    mesh.start_agent(host);
-    let (time, ()) = timed(|| {
-        until("the host to be there under a new id", SOON, || {
-            let members = mesh.try_json_at(at, &["members"])?;
-            let name = format!("host-{}", host + 1);
-            let mut members = members["members"].as_array()?.iter();
-            members.any(|member| member["name"] == name && member["state"] == "alive").then_some(())
-        });
-    });
-    await_served(&mesh, &[0, 1, 2]);
-    assert_eq!(mesh.servers(), pids);
-    load.goes_on(&mesh, at);
-    Observed { whole: Some(time), writes: Some(load.end_without_loss(&mesh, at)), served: None }
 }
 
 fn file_damaged(name: &str, restored: bool) -> Observed {

@@ -56,10 +56,12 @@ impl Load {
 
     /// Stops it and waits for its account, which must be closed and add up.
     pub fn end(self, mesh: &Mesh, at: usize) -> Writes {
-        until("the run to be stopped", SOON, || {
-            mesh.ctl_at(at, &["run", "stop"]).status.success().then_some(())
+        let run = until("the run's account", SOON, || {
+            // It waits for the account; its exit code tells of that, and of a coordinator
+            // that isn't there at the moment.
+            mesh.ctl_at(at, &["run", "stop"]);
+            show(mesh, at).filter(|run| run["ledger"].is_object())
         });
-        let run = until("the run's account", SOON, || show(mesh, at).filter(|run| run["ledger"].is_object()));
         assert_accounted(&run);
         assert_eq!(run["run"]["state"], "stopped", "{run}");
         let (figures, ledger) = (&run["run"], &run["ledger"]);

@@ -49,10 +49,6 @@ pub enum Need {
     Root,
     /// Network namespaces and nftables.
     Namespaces,
-    /// libfaketime.
-    Faketime,
-    /// The memory controller of cgroup v1.
-    MemoryGroup,
 }
 
 /// A fault and its trial.
@@ -86,11 +82,6 @@ impl Scenario {
         self.needs.iter().find_map(|need| match need {
             Need::Root => (!rustix::process::geteuid().is_root()).then_some("it needs root"),
             Need::Namespaces => crate::net::missing(),
-            Need::Faketime => {
-                time::library().is_none().then_some("libfaketime is needed (apt-get install faketime)")
-            }
-            Need::MemoryGroup => (!servers::memory_groups())
-                .then_some("there is no memory controller of cgroup v1 to write to"),
         })
     }
 }

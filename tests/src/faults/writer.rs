@@ -33,7 +33,10 @@ impl Writer {
         let (count, ending) = (Arc::clone(&written), Arc::clone(&end));
         let thread = std::thread::spawn(move || {
             let mut stdin = child.stdin.take().expect("it is piped");
-            let mut lines = BufReader::new(child.stdout.take().expect("it is piped")).lines();
+            // It says where it was redirected to.
+            let lines = BufReader::new(child.stdout.take().expect("it is piped")).lines();
+            let redirected = |line: &String| line.starts_with("-> Redirected");
+            let mut lines = lines.filter(|line| !line.as_ref().is_ok_and(redirected));
             let mut failure = None;
             while !ending.load(Ordering::Relaxed) && failure.is_none() {
                 let number = count.load(Ordering::Relaxed);
