@@ -40,6 +40,8 @@ const COMMANDS: &[(&str, Covered)] = &[
     ("redmeshctl cluster create --instances-per-host 100", Here(&[("100", "2")])),
     ("redmeshctl run start --workers 2000 --writes 1000000", Here(&[("2000", "20"), ("1000000", "2000")])),
     ("redmeshctl run verify --sample 100k", Here(&[])),
+    ("export REDISCLI_AUTH=$(redmeshctl pki redis-password --dir pki)", Here(&[])),
+    ("redis-cli -c -h 10.0.0.1", Here(&[("10.0.0.1", "10.0.0.1 PING")])),
     ("hosts=$(for i in $(seq 10); do echo \"host-$i=10.0.0.$((10 + i))\"; done | paste -sd,)", Here(&[])),
     (
         "redmeshctl deploy cloud-init --pki pki --mesh prod --hosts \"$hosts\" --package \
@@ -52,7 +54,7 @@ const COMMANDS: &[(&str, Covered)] = &[
         By("deploy/dev/check-deploy", "fmt -check -recursive deploy/terraform"),
     ),
     ("redmeshctl pki issue --dir pki --host db-1 --ip 10.0.0.1", Here(&[("db-1", "by-hand")])),
-    ("scp pki/db-1/*.pem root@10.0.0.1:/etc/redmesh/identity/ (after the next line)", Not("copies")),
+    ("scp pki/db-1/* root@10.0.0.1:/etc/redmesh/identity/ (after the next line)", Not("copies")),
     ("apt-get install ./redmesh-agent_0.1.0-1_amd64.deb", By(BOOT, "install /opt/redmesh-agent.deb")),
     ("cp /usr/share/doc/redmesh-agent/examples/agent.toml /etc/redmesh/agent.toml", Not("copies")),
     (
@@ -109,6 +111,8 @@ const COMMANDS: &[(&str, Covered)] = &[
          --package /opt/redmesh-agent_0.1.0-1_amd64.deb --out user-data",
         Here(&[]),
     ),
+    ("redmeshctl members remove db-3", By("tests/tests/removal.rs", "\"members\", \"remove\", &named(gone)")),
+    ("systemctl stop redmesh-servers (on db-3)", By(BOOT, "systemctl stop redmesh-servers")),
     ("apt-get install ./redmesh-agent_0.2.0-1_amd64.deb", By(BOOT, "dpkg -i --force-confold")),
     ("redmeshctl members", Here(&[])),
     ("redmeshctl pki issue --dir pki --host db-1 --ip 10.0.0.1 --renew", Here(&[])),
@@ -121,6 +125,7 @@ const COMMANDS: &[(&str, Covered)] = &[
     ("redmeshctl pki show pki/db-1", Here(&[])),
     ("redmesh-agent check-config", Here(&[("redmesh-agent", "redmesh-agent --config host-1/agent.toml")])),
     ("systemctl restart redmesh-agent", By(BOOT, "systemctl restart redmesh-agent")),
+    ("export REDISCLI_AUTH=$(redmeshctl pki redis-password --dir pki)", Here(&[])),
     ("redis-cli --cluster call 10.0.0.1:6379 CONFIG SET maxmemory 1gb", Here(&[])),
     ("apt-get purge redmesh-agent", By(BOOT, "purge redmesh-agent")),
     ("rm -r /etc/redmesh /var/lib/redmesh", By(BOOT, "rm -r /etc/redmesh /var/lib/redmesh")),
@@ -202,6 +207,7 @@ fn the_commands_that_need_no_host_of_their_own_do_what_they_say() {
             .env("PATH", &path)
             .env("HOME", &home)
             .env("REDMESH_AGENT", mesh.agent_addr(0))
+            .env("REDISCLI_AUTH", mesh.redis_password())
             .env_remove("REDMESH_IDENTITY")
             .stdin(Stdio::null())
             .output()
