@@ -5,6 +5,7 @@
 //! pure functions of state, time and randomness passed in; effects live at the edge.
 
 pub mod clock;
+pub mod credit;
 pub mod files;
 pub mod disk;
 pub mod config;

@@ -149,16 +149,14 @@ pub struct RedisPasswordArgs {
     pub dir: PathBuf,
 }
 
-/// From now (less a little, since clocks differ) for so many days.
-fn for_days(days: u32) -> Validity {
+/// From now (less a little, since clocks differ) for so long.
+fn lasting(duration: Duration) -> Validity {
     let now = OffsetDateTime::now_utc();
-    Validity { from: now - tls::BACKDATED, until: now + Duration::days(i64::from(days)) }
+    Validity { from: now - tls::BACKDATED, until: now + duration }
 }
 
-/// From now (less a little, since clocks differ) for so many seconds.
-fn for_seconds(seconds: u32) -> Validity {
-    let now = OffsetDateTime::now_utc();
-    Validity { from: now - tls::BACKDATED, until: now + Duration::seconds(i64::from(seconds)) }
+fn for_days(days: u32) -> Validity {
+    lasting(Duration::days(i64::from(days)))
 }
 
 /// For `days` from `days_ago` on; over already when that is longer ago.
@@ -188,7 +186,7 @@ pub fn run(command: &PkiCommand) -> Result<String> {
             };
             let validity = match (args.valid_from_days_ago, args.valid_for_seconds) {
                 (Some(ago), _) => days_since(ago, args.days),
-                (None, Some(seconds)) => for_seconds(seconds),
+                (None, Some(seconds)) => lasting(Duration::seconds(i64::from(seconds))),
                 (None, None) => for_days(args.days),
             };
             let out = args.out.clone().unwrap_or_else(|| args.dir.join(subject.name()));

@@ -8,33 +8,16 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::Instant;
 
-/// Requests of one source in a second, for long.
-pub const PER_SOURCE_PER_S_MAX: f64 = 2.0;
+use crate::credit::{Credit, Terms, source_of};
 
-/// Requests of one source at once after a rest.
-pub const PER_SOURCE_BURST_MAX: f64 = 20.0;
+/// Requests of one source.
+pub const PER_SOURCE: Terms = Terms { per_s: 2.0, burst: 20.0 };
 
-/// Requests in a second, for long.
-pub const PER_S_MAX: f64 = 20.0;
-
-/// Requests at once after a rest: a large mesh that boots together.
-pub const BURST_MAX: f64 = 200.0;
+/// Requests of all: after a rest those of a large mesh that boots together.
+pub const OF_ALL: Terms = Terms { per_s: 20.0, burst: 200.0 };
 
 /// Sources remembered; of those, the ones that have rested longest are forgotten first.
 pub const SOURCES_MAX: usize = 1024;
-
-#[derive(Debug, Clone, Copy)]
-struct Credit {
-    left: f64,
-    at: Instant,
-}
-
-impl Credit {
-    fn now(self, per_s: f64, burst: f64, now: Instant) -> f64 {
-        let earned = now.saturating_duration_since(self.at).as_secs_f64() * per_s;
-        (self.left + earned).min(burst)
-    }
-}
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -46,14 +29,15 @@ pub struct Pace {
 impl Pace {
     /// Whether one more request of `source` is looked at.
     pub fn allow(&mut self, source: IpAddr, now: Instant) -> bool {
-        let all = self.all.map_or(BURST_MAX, |credit| credit.now(PER_S_MAX, BURST_MAX, now));
-        let own = |credit: &Credit| credit.now(PER_SOURCE_PER_S_MAX, PER_SOURCE_BURST_MAX, now);
-        let its = self.sources.get(&source).map_or(PER_SOURCE_BURST_MAX, own);
+        let source = source_of(source);
+        let all = self.all.map_or(OF_ALL.burst, |credit| credit.now(OF_ALL, now));
+        let own = |credit: &Credit| credit.now(PER_SOURCE, now);
+        let its = self.sources.get(&source).map_or(PER_SOURCE.burst, own);
         if all < 1.0 || its < 1.0 {
             return false;
         }
         if self.sources.len() >= SOURCES_MAX && !self.sources.contains_key(&source) {
-            self.sources.retain(|_, credit| own(credit) < PER_SOURCE_BURST_MAX);
+            self.sources.retain(|_, credit| own(credit) < PER_SOURCE.burst);
             let oldest = self.sources.iter().min_by_key(|(_, credit)| credit.at).map(|(ip, _)| *ip);
             if let Some(oldest) = oldest.filter(|_| self.sources.len() >= SOURCES_MAX) {
                 self.sources.remove(&oldest);
@@ -79,7 +63,7 @@ mod tests {
     fn one_source_is_held_back_and_others_are_not() {
         let (mut pace, start) = (Pace::default(), Instant::now());
         let tried = (0..100).filter(|_| pace.allow(ip(1), start)).count();
-        assert_eq!(tried, PER_SOURCE_BURST_MAX as usize);
+        assert_eq!(tried, PER_SOURCE.burst as usize);
         assert!(pace.allow(ip(2), start));
         let later = start + Duration::from_secs(5);
         let tried = (0..100).filter(|_| pace.allow(ip(1), later)).count();
@@ -90,7 +74,7 @@ mod tests {
     fn all_sources_together_are_bounded_and_so_is_the_memory() {
         let (mut pace, start) = (Pace::default(), Instant::now());
         let tried = (0..1000).filter(|n| pace.allow(ip(*n), start)).count();
-        assert_eq!(tried, BURST_MAX as usize);
+        assert_eq!(tried, OF_ALL.burst as usize);
         let mut now = start;
         for n in 1000..4000 {
             now += Duration::from_millis(50);

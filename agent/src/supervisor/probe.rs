@@ -33,22 +33,15 @@ pub(super) async fn probe(
     clients_needed: u32,
     login: Option<&Login>,
 ) -> Result<Answer, String> {
-    let talk = talk(addr, pid, clients_needed, login);
+    let talk = async {
+        let stream =
+            TcpStream::connect(addr).await.map_err(|error| format!("{addr} does not answer: {error}"))?;
+        talk_on(stream, addr, pid, clients_needed, login).await
+    };
     match tokio::time::timeout(PROBE_TIMEOUT, talk).await {
         Ok(result) => result,
         Err(_) => Err(format!("{addr} does not answer PING within {} ms", PROBE_TIMEOUT.as_millis())),
     }
-}
-
-async fn talk(
-    addr: SocketAddr,
-    pid: u32,
-    clients_needed: u32,
-    login: Option<&Login>,
-) -> Result<Answer, String> {
-    let lost = |e: io::Error| format!("{addr} does not answer: {e}");
-    let stream = TcpStream::connect(addr).await.map_err(lost)?;
-    talk_on(stream, addr, pid, clients_needed, login).await
 }
 
 /// The conversation, over whatever carries it.

@@ -8,9 +8,11 @@
 //! is an argument.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
+
+use crate::credit::{Credit, Terms, source_of};
 
 /// Connections whose peers are not known yet; further ones are turned away.
 pub const PENDING_HANDSHAKES_MAX: usize = 128;
@@ -24,11 +26,8 @@ pub const PENDING_PER_SOURCE_MAX: usize = 32;
 /// From here on a single source must first prove its address.
 pub const PENDING_PER_SOURCE_BEFORE_RETRY: usize = PENDING_PER_SOURCE_MAX / 4;
 
-/// Handshakes that one source may begin in a second, for long.
-pub const PER_SOURCE_PER_S_MAX: f64 = 100.0;
-
-/// Handshakes that one source may begin at once after a rest.
-pub const PER_SOURCE_BURST_MAX: f64 = 400.0;
+/// Handshakes that one source may begin.
+pub const PER_SOURCE: Terms = Terms { per_s: 100.0, burst: 400.0 };
 
 /// Sources remembered; beyond, those without a pending handshake are forgotten.
 pub const SOURCES_MAX: usize = 1024;
@@ -47,16 +46,8 @@ pub enum Verdict {
 #[derive(Debug)]
 struct Source {
     pending: usize,
-    /// Handshakes that it may still begin at `at`.
-    credit: f64,
-    at: Instant,
-}
-
-impl Source {
-    fn credit(&self, now: Instant) -> f64 {
-        let earned = now.saturating_duration_since(self.at).as_secs_f64() * PER_SOURCE_PER_S_MAX;
-        (self.credit + earned).min(PER_SOURCE_BURST_MAX)
-    }
+    /// Handshakes that it may still begin.
+    credit: Credit,
 }
 
 /// See the module.
@@ -70,14 +61,14 @@ impl Intake {
     /// Judges an attempt from `ip`, whose address is `proven` or not. What is admitted
     /// counts until [`Intake::done`].
     pub fn judge(&mut self, ip: IpAddr, proven: bool, now: Instant) -> Verdict {
-        let key = network(ip);
+        let key = source_of(ip);
         let (pending, credit) = self
             .sources
             .get(&key)
-            .map_or((0, PER_SOURCE_BURST_MAX), |source| (source.pending, source.credit(now)));
+            .map_or((0, PER_SOURCE.burst), |source| (source.pending, source.credit.now(PER_SOURCE, now)));
         let crowded = self.pending >= PENDING_BEFORE_RETRY
             || pending >= PENDING_PER_SOURCE_BEFORE_RETRY
-            || credit < PER_SOURCE_BURST_MAX / 2.0;
+            || credit < PER_SOURCE.burst / 2.0;
         if crowded && !proven {
             return Verdict::Retry;
         }
@@ -92,14 +83,15 @@ impl Intake {
         }
         self.make_room(now);
         self.pending += 1;
-        self.sources.insert(key, Source { pending: pending + 1, credit: credit - 1.0, at: now });
+        self.sources
+            .insert(key, Source { pending: pending + 1, credit: Credit { left: credit - 1.0, at: now } });
         Verdict::Admit
     }
 
     /// An admitted handshake has ended, in either way.
     pub fn done(&mut self, ip: IpAddr) {
         self.pending = self.pending.saturating_sub(1);
-        if let Some(source) = self.sources.get_mut(&network(ip)) {
+        if let Some(source) = self.sources.get_mut(&source_of(ip)) {
             source.pending = source.pending.saturating_sub(1);
         }
     }
@@ -108,22 +100,14 @@ impl Intake {
         if self.sources.len() < SOURCES_MAX {
             return;
         }
-        self.sources
-            .retain(|_, source| source.pending > 0 || source.credit(now) < PER_SOURCE_BURST_MAX - 1.0);
+        self.sources.retain(|_, source| {
+            source.pending > 0 || source.credit.now(PER_SOURCE, now) < PER_SOURCE.burst - 1.0
+        });
         if self.sources.len() >= SOURCES_MAX {
             // So many addresses, each of them proven or within the first few: that they
             // begin anew with a full credit is the lesser evil.
             self.sources.retain(|_, source| source.pending > 0);
         }
-    }
-}
-
-/// What counts as one source: an IPv4 address, or an IPv6 network of 64 bits, since
-/// whoever has one address of it has them all.
-fn network(ip: IpAddr) -> IpAddr {
-    match ip.to_canonical() {
-        IpAddr::V4(ip) => IpAddr::V4(ip),
-        IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() & (u128::MAX << 64))),
     }
 }
 
@@ -199,7 +183,7 @@ mod tests {
                 intake.done(ip(1));
             }
         }
-        let most = PER_SOURCE_BURST_MAX + 10.0 * PER_SOURCE_PER_S_MAX;
+        let most = PER_SOURCE.burst + 10.0 * PER_SOURCE.per_s;
         assert!(f64::from(admitted) <= most && f64::from(admitted) > most - 10.0, "{admitted}");
         assert_eq!(intake.judge(ip(2), true, start), Verdict::Admit);
     }
@@ -216,13 +200,5 @@ mod tests {
         let all: Vec<_> = (0..200_000).map(|n| intake.judge(ip(n), true, now)).collect();
         assert_eq!(all.iter().filter(|v| **v == Verdict::Admit).count(), PENDING_HANDSHAKES_MAX);
         assert_eq!(intake.judge(ip(300_000), false, now), Verdict::Retry);
-    }
-
-    #[test]
-    fn an_ipv6_network_is_one_source_and_a_mapped_address_is_its_ipv4_self() {
-        let of = |text: &str| network(text.parse().unwrap());
-        assert_eq!(of("2001:db8::1"), of("2001:db8::ffff:1"));
-        assert_ne!(of("2001:db8::1"), of("2001:db8:0:1::1"));
-        assert_eq!(of("::ffff:10.0.0.1"), of("10.0.0.1"));
     }
 }
