@@ -19,6 +19,10 @@ pub const TAKEOVER_AFTER: Duration = Duration::from_secs(15);
 /// How long a host may be dead before a run is closed without its share.
 pub const SHARE_LOST_AFTER: Duration = Duration::from_secs(60);
 
+/// A begin further ahead than this was set by an earlier coordinator whose clock is ahead of
+/// ours: its end says nothing, and closed accounts are waited for alone.
+const BEGIN_AHEAD_MAX: Duration = Duration::from_secs(2);
+
 /// How a share stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum ShareState {
@@ -86,12 +90,19 @@ impl<'a> Look<'a> {
             _ if share.given_up => true,
             (RunStage::Stopping, _, _) | (_, Job::ReadBack(_), _) => true,
             (_, Job::Load(_), RunUntil::Writes(_)) => self.counts(index).issued >= share.writes.unwrap_or(0),
-            (_, Job::Load(_), RunUntil::Seconds(seconds)) => self.now_unix_ms >= self.end_unix_ms(seconds),
+            (_, Job::Load(_), RunUntil::Seconds(seconds)) => {
+                self.now_unix_ms >= self.end_unix_ms(seconds) || self.begins_too_far_ahead()
+            }
         }
     }
 
     fn end_unix_ms(self, seconds: u32) -> u64 {
         self.run.starts_unix_ms.saturating_add(u64::from(seconds) * 1000)
+    }
+
+    fn begins_too_far_ahead(self) -> bool {
+        let ahead_ms = self.run.starts_unix_ms.saturating_sub(self.now_unix_ms);
+        Duration::from_millis(ahead_ms) > BEGIN_AHEAD_MAX
     }
 
     fn state(self, index: u16, share: &Share) -> ShareState {

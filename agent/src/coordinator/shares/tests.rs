@@ -151,6 +151,19 @@ fn a_run_by_seconds_closes_when_its_time_is_over() {
     assert_eq!(bench.outcome(), Some(Outcome::Stopped));
 }
 
+/// Found by seed 344 of the simulation: the run's first coordinator was 116 s ahead, and the
+/// next one held a run of some seconds open until its own clock came there.
+#[test]
+fn a_begin_by_a_clock_that_was_ahead_does_not_hold_the_run_open() {
+    let mut bench = Bench::new(RunUntil::Seconds(5));
+    bench.run.starts_unix_ms = bench.now + 116_000;
+    bench.tally(0, 0, true, 6).tally(1, 0, true, 6).tally(2, 0, false, 6);
+    assert_eq!(bench.outcome(), None, "the third share goes on");
+    assert_eq!(bench.tally(2, 0, true, 6).outcome(), Some(Outcome::Completed));
+    bench.now = bench.run.starts_unix_ms - 500;
+    assert_eq!(bench.outcome(), None, "so far ahead is what a coordinator sets");
+}
+
 #[test]
 fn a_host_that_stays_away_does_not_hold_the_account_open_for_ever() {
     let mut bench = Bench::writes();
