@@ -32,6 +32,7 @@ verify: need-build ## Check form, lints, licences, dependencies and docs; change
 	RUSTDOCFLAGS=-Dwarnings cargo doc --locked --no-deps --workspace
 	deploy/dev/check-code-map
 	$(NEED) unpacked prometheus || true
+	$(NEED) cloud-init || true
 	deploy/dev/check-deploy
 	$(NEED) cargo-tool cargo-machete $(MACHETE_VERSION)
 	cargo machete

@@ -27,10 +27,11 @@ use crate::coordinator::Coordinator;
 use crate::coordinator::bootstrap::Bootstrap;
 use crate::coordinator::orders::Orders;
 use crate::effects::Effects;
-use crate::enrol::Gate;
 use crate::enrol::signer::Signer;
+use crate::enrol::{Again, Gate, RenewalCounts, Renewing, renew};
 use crate::facts::{self, HostFacts};
 use crate::firewall;
+use crate::host::directives::{self, Applying};
 use crate::host::instances::{LocalSettings, Sources};
 use crate::host::joining::Joining;
 use crate::host::shares::{ShareSettings, Shares};
@@ -104,9 +105,8 @@ pub async fn run(config: Config, reloads: Reloads, stop: CancellationToken) -> R
 /// What kept it from starting.
 pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
     let Effects { wire, servers, admin, load, clock, disk, exposition, reloads } = effects;
-    if config.firewall_manage {
-        firewall::nft::allowed()?;
-    }
+    renew::finish(&config.identity_dir)
+        .with_context(|| format!("identity.dir = {}", config.identity_dir.display()))?;
     let host = HostIdentity::open(&config.state_dir)
         .with_context(|| format!("state.dir = {}", config.state_dir.display()))?;
     let identity = tls::Identity::load(&config.identity_dir)
@@ -145,6 +145,7 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
         redis_ip: config.redis.ip,
         base_port: config.redis.base_port,
         bootstrap_expect: config.mesh.bootstrap_expect,
+        signs: Signer::is_in(&config.identity_dir),
     };
     let mesh = Mesh::start(
         MeshOptions {
@@ -215,6 +216,7 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
         disk,
     });
     let orders = Orders::new(census.clone(), consensus.clone(), transport.clone());
+    let renewals = RenewalCounts::default();
     let rates = RateSampler::default();
     let (viewed, seen) = watch::channel(Arc::new(Views::default()));
     let (waiting, awaited) = watch::channel(Some("gossip to begin".to_owned()));
@@ -233,8 +235,10 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
             udp_buffers,
             supervisor: supervisor.clone(),
             data_dir: config.redis.data_dir.clone(),
+            firewall_manage: config.firewall_manage,
         },
         supervisor: supervisor.clone(),
+        signing: Arc::new(Again::new(census.clone(), config.identity_dir.clone(), renewals.signed.clone())),
     }));
 
     // The level: in from Raft and peers, out as what this host knows of leadership.
@@ -247,10 +251,11 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
 
     // This host, reconciled to it.
     let (refused, refusals) = watch::channel(None);
+    let (in_force, directives_in_force) = watch::channel(Arc::new(directives));
     let local = LocalSettings {
         host: host.id(),
         data_dir: config.redis.data_dir.clone(),
-        directives,
+        directives: directives_in_force,
         somaxconn: somaxconn(),
         secret,
     };
@@ -263,6 +268,10 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
     );
     tasks.spawn(named("instances", reconcile));
     let (unsettled, settled) = watch::channel(None);
+    let applying =
+        Applying { in_force, levels: levels_cell.subscribe(), admin: admin.clone(), local: local.clone() };
+    let (change_directives, changes) = directives::channel();
+    tasks.spawn(named("directives", applying.run(changes, cancel.clone())));
     let settle = settling::settle(levels_cell.subscribe(), admin.clone(), local, unsettled, cancel.clone());
     tasks.spawn(named("settling", settle));
     let watching =
@@ -307,9 +316,19 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
     if let Some(reloads) = reloads {
         let dirs =
             vec![("state.dir", config.state_dir.clone()), ("redis.data_dir", config.redis.data_dir.clone())];
-        tasks.spawn(named("machine metrics", metrics::machine::update(quic.clone(), dirs, cancel.clone())));
+        tasks.spawn(named(
+            "machine metrics",
+            metrics::machine::update(quic.clone(), dirs, renewals.clone(), cancel.clone()),
+        ));
         let renewing = renewal::watch(config.identity_dir.clone(), identity, quic.clone(), cancel.clone());
         tasks.spawn(named("certificate", renewing));
+        let renewing = Renewing {
+            census: census.clone(),
+            transport: quic.clone(),
+            identity_dir: config.identity_dir.clone(),
+            counts: renewals,
+        };
+        tasks.spawn(named("renewal", renewing.run(cancel.clone())));
         if config.firewall_manage {
             let keep = firewall::keep(census.clone(), config.mesh.seeds.clone(), cancel.clone());
             tasks.spawn(named("firewall", keep));
@@ -318,7 +337,10 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
             let gate = Gate::new(census.clone(), control.clone(), config.identity_dir.clone());
             tasks.spawn(named("join port", port.serve(Arc::new(gate), cancel.clone())));
         }
-        tasks.spawn(named("reload", reload::on_hangup(reloads, config.clone(), quic, cancel.clone())));
+        tasks.spawn(named(
+            "reload",
+            reload::on_hangup(reloads, config.clone(), quic, change_directives, cancel.clone()),
+        ));
     }
     if let (Some(addr), Some(exposition)) = (config.http_listen, exposition) {
         let listener = metrics::http::bind(addr).await.map_err(|words| anyhow!(words))?;

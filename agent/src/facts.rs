@@ -46,6 +46,9 @@ pub struct HostFacts {
     pub base_port: u16,
     /// Its `mesh.bootstrap_expect`.
     pub bootstrap_expect: u16,
+    /// Whether it can sign for others.
+    #[serde(default)]
+    pub signs: bool,
 }
 
 /// Who leads, as one host knows it; the newest term counts.

@@ -21,6 +21,7 @@ pub mod stats;
 pub mod load;
 pub mod level;
 pub mod facts;
+pub mod nft;
 pub mod preflight;
 pub mod peer;
 pub mod census;

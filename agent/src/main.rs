@@ -8,9 +8,9 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use redmesh_agent::app;
 use redmesh_agent::config::{Config, LogConfig, LogFormat, Overrides};
-use redmesh_agent::enrol::{Joining, dial};
-use redmesh_agent::firewall;
+use redmesh_agent::enrol::{Joining, dial, renew};
 use redmesh_agent::identity;
+use redmesh_agent::nft;
 use redmesh_agent::reload::{Reloads, SetLog};
 use redmesh_agent::supervisor::{self, Ended};
 use redmesh_agent::transport::quic::QuicTransport;
@@ -99,7 +99,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    firewall::nft::withhold();
+    nft::withhold();
     match run(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -186,6 +186,9 @@ fn join(config: &Config) -> Result<()> {
 
 /// Everything that can be known of a configuration without running it.
 fn check(path: &Path, config: &Config) -> Result<()> {
+    // As a start of the agent does, which this may be the first half of.
+    renew::finish(&config.identity_dir)
+        .with_context(|| format!("identity.dir = {}", config.identity_dir.display()))?;
     redmesh_agent::cluster::redis_conf::check_directives(
         &config.redis.directives.clone().into_iter().collect::<Vec<_>>(),
     )?;

@@ -76,6 +76,12 @@ pub enum PeerRequest {
         /// For whom.
         host: Box<Enrolled>,
     },
+    /// Sign another certificate with the name and the addresses of the asker's present one.
+    /// → `Renewed`
+    Renew {
+        /// A certificate signing request (PKCS #10, DER); of it the key alone counts.
+        csr: Vec<u8>,
+    },
 }
 
 /// An answer between agents.
@@ -126,6 +132,8 @@ pub enum PeerReply {
     Control(Box<ControlReply>),
     /// See [`PeerRequest::Enrol`].
     Enrolled(Result<(), JoinRefusal>),
+    /// See [`PeerRequest::Renew`]: the certificate and the signer's, PEM.
+    Renewed(Result<String, JoinRefusal>),
     /// Not done, and why.
     Refused(Refusal),
 }
@@ -266,6 +274,7 @@ mod tests {
             PeerRequest::Preflight { spec: ClusterSpec::default(), plan: Some(PlanId(Uuid::from_u128(2))) },
             PeerRequest::Forward(ControlRequest::RunList),
             PeerRequest::Enrol { token: TokenId::of(&[1; 32]), host: Box::new(enrolled) },
+            PeerRequest::Renew { csr: vec![7; 300] },
             PeerRequest::Forward(ControlRequest::RunShare(share)),
             PeerRequest::Forward(ControlRequest::RunVerify(verify)),
             PeerRequest::Forward(ControlRequest::RunStart(spec.clone())),
@@ -304,6 +313,7 @@ mod tests {
             PeerReply::Control(Box::new(ControlReply::Runs(Vec::new()))),
             PeerReply::Enrolled(Ok(())),
             PeerReply::Enrolled(Err(JoinRefusal::unproven())),
+            PeerReply::Renewed(Ok("PEM".to_owned())),
             PeerReply::Refused(refusal),
         ] {
             let bytes = codec::encode(&reply).expect("encodes");

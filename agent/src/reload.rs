@@ -1,10 +1,11 @@
 //! What a running agent takes anew from its files when it is told to (SIGHUP): the
-//! log's level and the certificates.
+//! log's level, the certificates and the directives of redis-servers.
 //!
 //! A reload never stops the agent and never does half of a thing: what can't be used is
 //! said and the old stays in force. What can't change while the agent runs is said by
 //! name, with what it takes instead.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -14,8 +15,14 @@ use tokio::signal::unix::Signal;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::config::{Config, ConfigError, LogConfig, MeshConfig, RedisConfig};
+use crate::cluster::redis_conf::live::{self, Directives};
+use crate::cluster::redis_conf::{check_access, check_directives};
+use crate::config::{Config, ConfigError, LogConfig, MeshConfig, RedisAuth, RedisConfig};
+use crate::host::directives::ChangeDirectives;
 use crate::transport::quic::QuicTransport;
+
+/// What agents log in with where `redis.auth` is off.
+const LOGIN: &str = "requirepass";
 
 /// Changes the log's level.
 pub type SetLog = Box<dyn Fn(&LogConfig) -> anyhow::Result<()> + Send + Sync>;
@@ -41,6 +48,7 @@ pub async fn on_hangup(
     mut reloads: Reloads,
     mut config: Config,
     transport: Arc<QuicTransport>,
+    directives: ChangeDirectives,
     cancel: CancellationToken,
 ) {
     loop {
@@ -51,12 +59,20 @@ pub async fn on_hangup(
         let mut said = vec![NotifyState::Reloading];
         said.extend(NotifyState::monotonic_usec_now());
         let _ = sd_notify::notify(&said);
-        reload(&reloads, &mut config, &transport);
+        tokio::select! {
+            () = reload(&reloads, &mut config, &transport, &directives) => {}
+            () = cancel.cancelled() => return,
+        }
         let _ = sd_notify::notify(&[NotifyState::Ready]);
     }
 }
 
-fn reload(reloads: &Reloads, config: &mut Config, transport: &QuicTransport) {
+async fn reload(
+    reloads: &Reloads,
+    config: &mut Config,
+    transport: &QuicTransport,
+    directives: &ChangeDirectives,
+) {
     let new = match (reloads.load)() {
         Ok(new) => new,
         Err(error) => {
@@ -94,13 +110,32 @@ fn reload(reloads: &Reloads, config: &mut Config, transport: &QuicTransport) {
             fixed.join(", ")
         );
     }
-    let directives = directives(config, &new);
-    if !directives.is_empty() {
+    change(config, &new, directives).await;
+}
+
+/// Brings changed directives to the servers; those in force are what `config` then says.
+async fn change(config: &mut Config, new: &Config, directives: &ChangeDirectives) {
+    let listed = |config: &Config| -> Directives { config.redis.directives.clone().into_iter().collect() };
+    let (old, mut wanted) = (listed(config), listed(new));
+    if config.redis.auth == RedisAuth::Off && live::changed(&old, &wanted).contains(LOGIN) {
+        // Agents log in with it: of all hosts, and from their start on.
         warn!(
-            "changed in redis.directives: {}; a restart of the agent makes servers that are started afterwards \
-             have them, and CONFIG SET the running ones",
-            directives.join(", ")
+            "changed in redis.directives: {LOGIN}; with redis.auth = \"off\" it takes a restart of all agents and servers"
         );
+        wanted = live::without(&wanted, &old, &BTreeSet::from([LOGIN.to_owned()]));
+    }
+    if live::changed(&old, &wanted).is_empty() {
+        return;
+    }
+    let checked = check_directives(&wanted).and_then(|()| match config.redis.auth {
+        RedisAuth::On => check_access(&wanted),
+        RedisAuth::Off => Ok(()),
+    });
+    if let Err(error) = checked {
+        return error!(error = crate::error_chain(&error), "the servers' directives stay as they were");
+    }
+    if let Some(in_force) = directives.change(wanted).await {
+        config.redis.directives = in_force.into_iter().collect();
     }
 }
 
@@ -158,17 +193,6 @@ fn fixed(old: &Config, new: &Config) -> Vec<&'static str> {
     .collect()
 }
 
-/// Names of directives that were added, changed or taken away; not values, for one may be
-/// a password.
-fn directives<'a>(old: &'a Config, new: &'a Config) -> Vec<&'a str> {
-    let (old, new) = (&old.redis.directives, &new.redis.directives);
-    let mut names: Vec<_> = old.keys().chain(new.keys()).map(String::as_str).collect();
-    names.sort_unstable();
-    names.dedup();
-    names.retain(|name| old.get(*name) != new.get(*name));
-    names
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -196,11 +220,38 @@ mod tests {
         assert_eq!(named, ["mesh.listen", "mesh.advertise", "http.listen", "log.format"]);
     }
 
-    #[test]
-    fn directives_are_named_without_their_values() {
-        let old = config(&format!("{BASE}[redis.directives]\na = \"1\"\nb = \"2\"\nc = \"3\"\n"));
-        let new = config(&format!("{BASE}[redis.directives]\na = \"1\"\nb = \"4\"\nd = \"5\"\n"));
-        assert_eq!(directives(&old, &new), ["b", "c", "d"]);
-        assert!(fixed(&old, &new).is_empty());
+    fn directives(lines: &str) -> Config {
+        config(&format!("{BASE}[redis]\nauth = \"off\"\n[redis.directives]\n{lines}"))
+    }
+
+    /// What becomes of a change where all that reaches the servers is taken.
+    async fn changed(old: &str, new: &str) -> (Config, Option<Directives>) {
+        let (to, mut changes) = crate::host::directives::channel();
+        let (mut config, new) = (directives(old), directives(new));
+        let ((), taken) = tokio::join!(
+            async {
+                change(&mut config, &new, &to).await;
+                drop(to);
+            },
+            changes.take()
+        );
+        (config, taken)
+    }
+
+    #[tokio::test]
+    async fn changed_directives_go_to_the_servers_and_are_remembered() {
+        assert!(fixed(&directives("a = \"1\"\n"), &directives("b = \"1\"\n")).is_empty());
+        let (config, taken) = changed("a = \"1\"\nb = \"2\"\n", "b = \"3\"\nc = 4\n").await;
+        let lines = |text: &str| vec![text.to_owned()];
+        let expected = vec![("b".to_owned(), lines("3")), ("c".to_owned(), lines("4"))];
+        assert_eq!(taken.as_ref(), Some(&expected));
+        assert_eq!(config.redis.directives.into_iter().collect::<Vec<_>>(), expected);
+        // The same, or one that can't be written: nothing reaches them.
+        assert_eq!(changed("a = \"1\"\n", "a = \"1\"\n").await.1, None);
+        assert_eq!(changed("a = \"1\"\n", "port = 7\n").await.1, None);
+        // What agents log in with they learn at their start.
+        let (config, taken) = changed("requirepass = \"a\"\n", "requirepass = \"b\"\nc = 4\n").await;
+        assert!(taken.is_some_and(|taken| taken.contains(&("requirepass".to_owned(), lines("a")))));
+        assert_eq!(config.redis.directives["requirepass"], lines("a"));
     }
 }

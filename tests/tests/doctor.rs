@@ -70,6 +70,7 @@ fn sound_hosts_pass_and_a_lost_one_is_missed() {
         "clock-skew",
         "node-timeout",
         "bus-traffic",
+        "firewall",
     ] {
         assert!(!of(&report, check).is_empty(), "{check} is not in {report:#}");
     }

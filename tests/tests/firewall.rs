@@ -3,10 +3,11 @@
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use redmesh_tests::{Mesh, MeshBuilder, until};
+use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(40);
 
@@ -66,17 +67,17 @@ fn await_members(mesh: &Mesh, hosts: &[usize]) {
     until("the set to hold the members", SOON, || hosts.iter().all(|host| holds(mesh, *host)).then_some(()));
 }
 
-/// The agent of a host, started by `setpriv` with these arguments.
-fn start_with(mesh: &Mesh, host: usize, privileges: &[&str]) -> Output {
-    let agent = std::env::current_exe().expect("own path");
-    let agent = agent.parent().and_then(|deps| deps.parent()).expect("target/debug").join("redmesh-agent");
-    Command::new("setpriv")
-        .args(privileges)
-        .arg(agent)
-        .arg("--config")
-        .arg(mesh.host_dir(host).join("agent.toml"))
-        .output()
-        .expect("run setpriv")
+/// What the doctor finds of a host's firewall; asked of that host.
+fn verdict(mesh: &Mesh, host: usize) -> Value {
+    let output = mesh.ctl_at(host, &["-o", "json", "doctor", "--instances-per-host", "1"]);
+    let report: Value = serde_json::from_slice(&output.stdout).expect("a report");
+    let name = format!("host-{}", host + 1);
+    let findings = report["findings"].as_array().expect("findings");
+    let of_host = |finding: &&Value| {
+        finding["check"] == "firewall"
+            && finding["hosts"].as_array().is_some_and(|hosts| hosts.iter().any(|host| *host == name))
+    };
+    findings.iter().find(of_host).unwrap_or_else(|| panic!("no verdict on {name}: {report:#}")).clone()
 }
 
 #[test]
@@ -116,13 +117,17 @@ fn agents_keep_the_members_in_their_own_table_and_touch_no_other() {
     assert!(joined.status.success(), "{}", String::from_utf8_lossy(&joined.stderr));
     await_members(&mesh, &[0, 1, 2]);
 
-    // Without the capability an agent says what it lacks, and doesn't start.
-    let output = start_with(&mesh, 2, &["--bounding-set", "-net_admin"]);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(
-        !output.status.success() && said.contains("CAP_NET_ADMIN") && said.contains("firewall.conf"),
-        "{said}"
-    );
+    // Without the capability an agent is a member, and it and the doctor say what it lacks.
+    assert_eq!(verdict(&mesh, 0)["severity"], "ok", "{}", verdict(&mesh, 0));
+    mesh.start_agent_by(2, &["setpriv", "--bounding-set", "-net_admin"]);
+    mesh.await_members(3);
+    let found = verdict(&mesh, 2);
+    assert_eq!((&found["severity"], &found["figure"]), (&"warn".into(), &"no CAP_NET_ADMIN".into()));
+    assert!(found["remedy"].as_str().is_some_and(|words| words.contains("firewall.conf")), "{found}");
+    until("the agent to say so", SOON, || {
+        mesh.log(2).contains("needs the capability CAP_NET_ADMIN").then_some(())
+    });
+    mesh.kill_agent(2);
 
     // What they wrote stays when they end: the servers do as well.
     let before = members();
@@ -132,6 +137,7 @@ fn agents_keep_the_members_in_their_own_table_and_touch_no_other() {
     // As an ordinary user with the capability alone, as the unit runs it: nft gets it, and
     // nothing else that the agent starts.
     nft(&["delete", "table", "inet", "redmesh"], "");
+    // The sets alone, without anybody's rules, shut nobody out.
     let open = fs::Permissions::from_mode(0o755);
     fs::set_permissions(mesh.dir(), open).expect("let another user in");
     let chown =
@@ -151,6 +157,8 @@ fn agents_keep_the_members_in_their_own_table_and_touch_no_other() {
         ],
     );
     await_members(&mesh, &[1]);
+    let found = verdict(&mesh, 1);
+    assert_eq!((&found["severity"], &found["figure"]), (&"warn".into(), &"2 sets, no rules".into()));
     let status = fs::read_to_string(format!("/proc/{}/status", mesh.agent_pid(1))).expect("its status");
     let ambient = status.lines().find(|line| line.starts_with("CapAmb:")).expect("its ambient set");
     assert!(ambient.ends_with("0000000000000000"), "{ambient}: servers would get it");

@@ -53,11 +53,13 @@ pub enum Check {
     NodeTimeout,
     /// Gossip of the instances beside what the network bears.
     BusTraffic,
+    /// The firewall's sets of members, where agents are to keep them.
+    Firewall,
 }
 
 impl Check {
     /// All of them, in order.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Hosts,
         Self::AgentVersions,
         Self::Server,
@@ -77,6 +79,7 @@ impl Check {
         Self::ClockSkew,
         Self::NodeTimeout,
         Self::BusTraffic,
+        Self::Firewall,
     ];
 
     /// Its name, as people write it.
@@ -101,6 +104,7 @@ impl Check {
             Self::ClockSkew => "clock-skew",
             Self::NodeTimeout => "node-timeout",
             Self::BusTraffic => "bus-traffic",
+            Self::Firewall => "firewall",
         }
     }
 }

@@ -23,6 +23,7 @@ use std::path::PathBuf;
 use rustls::pki_types::{CertificateDer, ServerName};
 use serde::{Deserialize, Serialize};
 use webpki::EndEntityCert;
+use x509_parser::extensions::GeneralName;
 
 pub use explain::{explain, is_busy, is_refusal, turned_away};
 pub use identity::Identity;
@@ -200,6 +201,28 @@ pub fn peer_of(chain: &[CertificateDer<'_>]) -> Result<(Role, String), TlsError>
 pub fn names_ip(chain: &[CertificateDer<'_>], ip: IpAddr) -> bool {
     leaf(chain)
         .is_ok_and(|leaf| leaf.verify_is_valid_for_subject_name(&ServerName::IpAddress(ip.into())).is_ok())
+}
+
+/// The IP addresses that a chain's leaf is valid for; none where that can't be read.
+pub fn ips_of(chain: &[CertificateDer<'_>]) -> Vec<IpAddr> {
+    let parsed = chain.first().and_then(|leaf| x509_parser::parse_x509_certificate(leaf).ok());
+    let names = parsed.as_ref().and_then(|(_, leaf)| leaf.subject_alternative_name().ok().flatten());
+    let ip = |name: &GeneralName<'_>| match name {
+        GeneralName::IPAddress([a, b, c, d]) => Some(IpAddr::from([*a, *b, *c, *d])),
+        GeneralName::IPAddress(bytes) => <[u8; 16]>::try_from(*bytes).ok().map(IpAddr::from),
+        _ => None,
+    };
+    names.map(|names| names.value.general_names.iter().filter_map(ip).collect()).unwrap_or_default()
+}
+
+/// Whether a chain's leaf was made by a signer of the mesh, by an intermediate that stands
+/// beside it: a host that joined by token. Like [`peer_of`] it presumes a trusted chain.
+pub fn by_signer(chain: &[CertificateDer<'_>]) -> bool {
+    let [leaf, issuer, ..] = chain else { return false };
+    let parse = x509_parser::parse_x509_certificate;
+    let (Ok((_, leaf)), Ok((_, issuer))) = (parse(leaf), parse(issuer)) else { return false };
+    let own = issuer.issuer().as_raw() == issuer.subject().as_raw();
+    issuer.is_ca() && !own && leaf.issuer().as_raw() == issuer.subject().as_raw()
 }
 
 /// When a chain's leaf has expired, milliseconds since 1970; 0 where that can't be read.

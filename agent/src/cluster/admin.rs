@@ -167,11 +167,7 @@ impl AdminPool {
 
     /// Sets configuration parameters of a running instance, one after another: before
     /// Redis 7 one command takes one.
-    pub async fn config_set(
-        &self,
-        addr: SocketAddr,
-        settings: &[(&'static str, String)],
-    ) -> Result<(), AdminError> {
+    pub async fn config_set(&self, addr: SocketAddr, settings: &[(&str, String)]) -> Result<(), AdminError> {
         for (name, value) in settings {
             let mut command = redis::cmd("CONFIG");
             command.arg("SET").arg(name).arg(value);

@@ -4,6 +4,8 @@
 //! Pure text. Every value is quoted as Redis reads it (`sdssplitargs`), so that no
 //! directive can smuggle in another one.
 
+pub mod live;
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fmt::Write as _;
@@ -236,7 +238,7 @@ impl RedisConf {
         let dir = self.dir.to_str().filter(|dir| !dir.chars().any(char::is_control));
         let dir = dir.ok_or_else(|| DirectiveError::Dir { dir: self.dir.clone() })?;
         let ip = self.addr.ip().to_string();
-        let backlog = self.somaxconn.map_or(TCP_BACKLOG, |max| max.min(TCP_BACKLOG));
+        let backlog = self.backlog();
 
         let mut text = String::from("# Written by redmesh-agent before each start; edits are lost.\n");
         if backlog < TCP_BACKLOG {
@@ -259,15 +261,7 @@ impl RedisConf {
         ] {
             push_line(&mut text, name, &[value]);
         }
-        for (name, value) in [
-            ("appendonly", "no".to_owned()),
-            ("save", String::new()),
-            ("protected-mode", "no".into()),
-            // A replica that has not synced yet can't take over: don't wait for company.
-            ("repl-diskless-sync-delay", "0".into()),
-            ("tcp-backlog", backlog.to_string()),
-            ("maxclients", self.clients_needed.to_string()),
-        ] {
+        for (name, value) in self.defaults() {
             if !self.is_given(name) {
                 push_line(&mut text, name, &[value]);
             }
@@ -284,23 +278,54 @@ impl RedisConf {
         Ok(text)
     }
 
+    /// What stands in the file unless the user says otherwise.
+    fn defaults(&self) -> [(&'static str, String); 6] {
+        [
+            ("appendonly", "no".to_owned()),
+            ("save", String::new()),
+            ("protected-mode", "no".into()),
+            // A replica that has not synced yet can't take over: don't wait for company.
+            ("repl-diskless-sync-delay", "0".into()),
+            ("tcp-backlog", self.backlog().to_string()),
+            ("maxclients", self.clients_needed.to_string()),
+        ]
+    }
+
+    fn backlog(&self) -> u32 {
+        self.somaxconn.map_or(TCP_BACKLOG, |max| max.min(TCP_BACKLOG))
+    }
+
+    /// What stands in the file of passwords, but the agents' own user.
+    fn access(&self) -> Vec<(&'static str, String)> {
+        let mut lines = Vec::new();
+        let replicas_given = self.is_given("masterauth") || self.is_given("masteruser");
+        match &self.secret {
+            None => {
+                let password = password(&self.directives).filter(|_| !self.is_given("masterauth"));
+                lines.extend(password.map(|password| ("masterauth", password)));
+            }
+            Some(secret) => {
+                if !self.is_given("requirepass") {
+                    lines.push(("requirepass", secret.client_password()));
+                }
+                if !replicas_given {
+                    lines.push(("masteruser", AGENT_USER.to_owned()));
+                    lines.push(("masterauth", secret.agent_password()));
+                }
+            }
+        }
+        lines
+    }
+
     /// Who may log in, and as whom replicas do so at primaries of the same mesh.
     fn push_access(&self, text: &mut String) -> Result<(), DirectiveError> {
-        let Some(secret) = &self.secret else {
-            if let Some(password) = password(&self.directives).filter(|_| !self.is_given("masterauth")) {
-                push_line(text, "masterauth", &[password]);
-            }
-            return Ok(());
-        };
-        check_access(&self.directives)?;
-        let rules = ["on", &secret.agent_password_rule(), "~*", "&*", "+@all"].map(str::to_owned);
-        push_line(text, &format!("user {AGENT_USER}"), &rules);
-        if !self.is_given("requirepass") {
-            push_line(text, "requirepass", &[secret.client_password()]);
+        if let Some(secret) = &self.secret {
+            check_access(&self.directives)?;
+            let rules = ["on", &secret.agent_password_rule(), "~*", "&*", "+@all"].map(str::to_owned);
+            push_line(text, &format!("user {AGENT_USER}"), &rules);
         }
-        if !self.is_given("masterauth") && !self.is_given("masteruser") {
-            push_line(text, "masteruser", &[AGENT_USER.to_owned()]);
-            push_line(text, "masterauth", &[secret.agent_password()]);
+        for (name, value) in self.access() {
+            push_line(text, name, &[value]);
         }
         Ok(())
     }

@@ -38,6 +38,7 @@ mod tests {
     use redmesh_api::workload::Workload;
 
     use super::*;
+    use crate::transport::Presented;
 
     fn mesh() -> MeshId {
         MeshId(uuid::Uuid::from_u128(1))
@@ -95,7 +96,8 @@ mod tests {
     fn an_agent_asks_nothing() {
         let (asking, changing) = requests();
         let addr = ([127, 0, 0, 1], 1).into();
-        let agent = Peer::Agent { id: HostId(1), name: "h".to_owned(), addr };
+        let agent =
+            Peer::Agent { id: HostId(1), name: "h".to_owned(), addr, presented: Presented::default() };
         for request in asking.iter().chain(&changing) {
             assert_eq!(
                 forbidden(&agent, request).map(|r| r.kind),

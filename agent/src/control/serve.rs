@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use redmesh_api::codec::{self, Channel, CodecError};
 use redmesh_api::control::{ControlReply, ControlRequest, InstanceView, Refusal, RefusalKind};
+use redmesh_api::join::JoinRefusal;
 use redmesh_api::level::ClusterPlan;
 use redmesh_api::limits::INSTANCES_PER_HOST_MAX;
 use tokio::sync::watch;
@@ -43,6 +44,18 @@ pub struct Server {
     pub reader: Reader,
     /// Own instances' states and the server's version.
     pub supervisor: Arc<dyn Supervise>,
+    /// Signs for hosts that renew.
+    pub signing: Arc<dyn SignAgain>,
+}
+
+/// Signs another certificate for whoever has one.
+#[async_trait]
+pub trait SignAgain: std::fmt::Debug + Send + Sync {
+    /// A chain, PEM, for the key of the request `csr` (DER) and what `peer` has proven to be.
+    ///
+    /// # Errors
+    /// What is to be answered instead.
+    async fn sign_again(&self, peer: &Peer, csr: &[u8]) -> Result<String, JoinRefusal>;
 }
 
 #[async_trait]
@@ -112,6 +125,7 @@ impl Server {
             PeerRequest::Enrol { token, host } => {
                 PeerReply::Enrolled(self.control.enrol_here(token, *host).await)
             }
+            PeerRequest::Renew { csr } => PeerReply::Renewed(self.signing.sign_again(peer, &csr).await),
         }
     }
 

@@ -73,7 +73,8 @@ impl Gate {
         let ca = ca.map_err(|error| cannot_sign(&error))?;
         let host = Enrolled { name: ask.name, ip: ask.ip, key: signing.key(), at_unix_ms: 0 };
         self.control.enrol(request.token, host.clone()).await?;
-        let chain = signer.sign(&signing, &host.name, host.ip, now).map_err(|error| cannot_sign(&error))?;
+        let chain =
+            signer.sign(&signing, &host.name, &[host.ip], now).map_err(|error| cannot_sign(&error))?;
         info!(name = host.name, ip = %host.ip, token = %request.token, "let a host in by its token");
         Ok(JoinedIdentity { ca, chain, redis_secret })
     }
@@ -83,7 +84,7 @@ fn secret(dir: &std::path::Path) -> Option<String> {
     RedisSecret::load(dir).ok().map(|secret| secret.file_text())
 }
 
-fn cannot_sign(error: &dyn std::error::Error) -> JoinRefusal {
+pub(super) fn cannot_sign(error: &dyn std::error::Error) -> JoinRefusal {
     warn!(error = crate::error_chain(error), "this host can't sign for others");
     JoinRefusal::later("this agent can't sign at the moment, its log says why: try another one")
 }

@@ -130,6 +130,11 @@ impl Signer {
         Ok(Self { issuer, certificate, until })
     }
 
+    /// When what it signs at `now` ends.
+    pub fn signs_until(&self, now: OffsetDateTime) -> OffsetDateTime {
+        self.until.min(now + Duration::days(LEAF_DAYS))
+    }
+
     /// A host's certificate and this signer's own, PEM; never valid for longer than the latter.
     ///
     /// # Errors
@@ -138,12 +143,11 @@ impl Signer {
         &self,
         request: &Request,
         name: &str,
-        ip: IpAddr,
+        ips: &[IpAddr],
         now: OffsetDateTime,
     ) -> Result<String, SignerError> {
-        let until = self.until.min(now + Duration::days(LEAF_DAYS));
-        let validity = Validity { from: now - CLOCK_SKEW, until };
-        let names = issue::names(Role::Host, name, &[ip]);
+        let validity = Validity { from: now - CLOCK_SKEW, until: self.signs_until(now) };
+        let names = issue::names(Role::Host, name, ips);
         let leaf =
             issue::leaf(&names, &request.0.public_key, &self.issuer, validity).map_err(SignerError::Sign)?;
         Ok(leaf.pem() + &self.certificate)
@@ -231,7 +235,7 @@ mod tests {
         let (ca, ip, now) = (ca(30), IpAddr::from([10, 0, 0, 9]), OffsetDateTime::now_utc());
         let key = KeyPair::generate().unwrap();
         let request = Request::parse(&request(&key)).unwrap();
-        let chain = ca.load().unwrap().sign(&request, "db-9", ip, now).unwrap();
+        let chain = ca.load().unwrap().sign(&request, "db-9", &[ip], now).unwrap();
         ca.verify(&chain, ip).unwrap();
         let ders: Vec<_> = CertificateDer::pem_slice_iter(chain.as_bytes()).flatten().collect();
         assert_eq!(peer_of(&ders).unwrap(), (Role::Host, "db-9".to_owned()));

@@ -4,8 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
-/// Name of the table; the family is inet.
-pub const TABLE: &str = "redmesh";
+use crate::nft::TABLE;
 
 /// An address that nobody names any more stays for so long, milliseconds: a day. A host that
 /// was away must find the way back.

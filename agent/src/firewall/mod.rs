@@ -8,7 +8,6 @@
 //! [`REPEAT_INTERVAL`], since somebody may have loaded the rules anew.
 
 pub mod members;
-pub mod nft;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -19,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::census::Census;
+use crate::nft;
 use members::{Members, script};
 
 /// Between two looks at who is there.

@@ -17,6 +17,7 @@ use super::joining::Joining;
 use super::shares::Shares;
 use super::views::Views;
 use crate::cluster::redis_conf::LARGE_FROM;
+use crate::cluster::redis_conf::live::Directives;
 use crate::cluster::{
     DirectiveError, NodesConfError, RedisConf, ServerVersion, VersionError, clients_needed, render_nodes_conf,
 };
@@ -38,7 +39,7 @@ pub struct LocalSettings {
     /// Parent of the instances' directories.
     pub data_dir: PathBuf,
     /// The user's directives, each with its lines.
-    pub directives: Vec<(String, Vec<String>)>,
+    pub directives: watch::Receiver<Arc<Directives>>,
     /// `net.core.somaxconn`, where known.
     pub somaxconn: Option<u32>,
     /// Where the servers' passwords come from, if they have any.
@@ -119,6 +120,17 @@ pub fn wanted(
 
 /// What goes into the `redis.conf` of one of this host's instances.
 pub fn conf(plan: &ClusterPlan, instance: &PlannedInstance, local: &LocalSettings) -> RedisConf {
+    let directives = Directives::clone(&local.directives.borrow());
+    conf_with(plan, instance, local, directives)
+}
+
+/// The same with other directives of the user.
+pub fn conf_with(
+    plan: &ClusterPlan,
+    instance: &PlannedInstance,
+    local: &LocalSettings,
+    directives: Directives,
+) -> RedisConf {
     let instances = plan.instances.len();
     let forming = plan.formation == Formation::Seeded && plan.stage < PlanStage::Formed;
     RedisConf {
@@ -128,7 +140,7 @@ pub fn conf(plan: &ClusterPlan, instance: &PlannedInstance, local: &LocalSetting
         clients_needed: clients_needed(instances),
         dir: local.data_dir.join(instance.port.to_string()),
         somaxconn: local.somaxconn,
-        directives: local.directives.clone(),
+        directives,
         secret: local.secret.clone(),
     }
 }
@@ -229,8 +241,13 @@ pub async fn reconcile(
     cancel: CancellationToken,
 ) {
     let mut done = None;
+    let mut directives = local.directives.clone();
     loop {
         let level = levels.borrow_and_update().clone();
+        if directives.has_changed().unwrap_or(false) {
+            directives.mark_unchanged();
+            done = None;
+        }
         let words = match &level.plan {
             // Servers that are somebody else's are neither started nor stopped.
             Some(plan) if plan.spec.servers == Servers::Existing => None,
@@ -255,6 +272,8 @@ pub async fn reconcile(
         refused.send_replace(words);
         tokio::select! {
             changed = levels.changed() => if changed.is_err() { return },
+            // For the files of later starts.
+            Ok(()) = directives.changed() => done = None,
             () = tokio::time::sleep(pause) => {}
             () = cancel.cancelled() => return,
         }

@@ -2,11 +2,13 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use metrics::{Unit, describe_gauge, gauge};
+use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
 use tokio_util::sync::CancellationToken;
 
+use crate::enrol::RenewalCounts;
 use crate::transport::quic::QuicTransport;
 
 /// Between two updates: well within what a gauge may stand still before it is withdrawn.
@@ -16,7 +18,22 @@ const CERTIFICATE_UNTIL: &str = "redmesh_certificate_expiry_timestamp_seconds";
 const DISK_FREE: &str = "redmesh_disk_free_bytes";
 const DISK_SIZE: &str = "redmesh_disk_size_bytes";
 
+const RENEWED: &str = "redmesh_certificate_renewals_total";
+const RENEWALS_FAILED: &str = "redmesh_certificate_renewals_failed_total";
+const RENEWED_FOR_OTHERS: &str = "redmesh_certificates_renewed_for_hosts_total";
+
 pub(super) fn describe() {
+    describe_counter!(RENEWED, Unit::Count, "Times that this host has renewed its certificate by itself");
+    describe_counter!(
+        RENEWALS_FAILED,
+        Unit::Count,
+        "Tries of this host to renew its certificate that failed"
+    );
+    describe_counter!(
+        RENEWED_FOR_OTHERS,
+        Unit::Count,
+        "Certificates that this host's signer has made for hosts that renew theirs"
+    );
     describe_gauge!(CERTIFICATE_UNTIL, Unit::Seconds, "When the agent's certificate expires, Unix time");
     describe_gauge!(DISK_FREE, Unit::Bytes, "Bytes that may still be written below a directory, by its key");
     describe_gauge!(DISK_SIZE, Unit::Bytes, "Size of the file system below a directory, by its key");
@@ -27,6 +44,7 @@ pub(super) fn describe() {
 pub async fn update(
     transport: Arc<QuicTransport>,
     dirs: Vec<(&'static str, PathBuf)>,
+    renewals: RenewalCounts,
     cancel: CancellationToken,
 ) {
     let mut ticks = tokio::time::interval(UPDATE_INTERVAL);
@@ -38,6 +56,13 @@ pub async fn update(
         }
         if let Some(until) = transport.certificate_valid_until_unix_s() {
             gauge!(CERTIFICATE_UNTIL).set(until as f64);
+        }
+        for (name, count) in [
+            (RENEWED, &renewals.renewed),
+            (RENEWALS_FAILED, &renewals.failed),
+            (RENEWED_FOR_OTHERS, &renewals.signed),
+        ] {
+            counter!(name).absolute(count.load(Ordering::Relaxed));
         }
         for (key, dir) in &dirs {
             let Ok(disk) = rustix::fs::statvfs(dir) else { continue };

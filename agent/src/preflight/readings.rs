@@ -12,6 +12,7 @@ use rustix::process::{Resource, getrlimit};
 use serde::{Deserialize, Serialize};
 
 use super::texts;
+use crate::nft::{self, FirewallRead};
 use crate::supervisor::{DirProblem, PortProblem, Supervise};
 
 /// What one host found.
@@ -70,6 +71,8 @@ pub struct Readings {
     pub silent: Option<(SocketAddr, u32)>,
     /// Instances of the plan that are here already.
     pub own: u32,
+    /// The firewall's table, where the agent is to keep its members.
+    pub firewall: Option<FirewallRead>,
 }
 
 /// The network that bears an address.
@@ -96,6 +99,8 @@ pub struct Reader {
     pub supervisor: Arc<dyn Supervise>,
     /// Where the instances' directories lie.
     pub data_dir: PathBuf,
+    /// Whether it keeps the firewall's members.
+    pub firewall_manage: bool,
 }
 
 impl Reader {
@@ -113,6 +118,10 @@ impl Reader {
         let disk_dir = data_dir.clone();
         let host = tokio::task::spawn_blocking(move || read_host(ip, &disk_dir));
         let host = host.await.map_err(|_| "interrupted by the agent's end".to_owned())?;
+        let firewall = match self.firewall_manage {
+            true => Some(nft::read().await),
+            false => None,
+        };
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         Ok(Readings {
             server,
@@ -123,6 +132,7 @@ impl Reader {
             ports_more: count(survey.ports_more),
             silent: survey.silent.first().map(|first| (*first, count(survey.silent.len()))),
             own: count(survey.own),
+            firewall,
             ..host
         })
     }
@@ -173,6 +183,7 @@ fn read_host(ip: IpAddr, data_dir: &Path) -> Readings {
         ports_more: 0,
         silent: None,
         own: 0,
+        firewall: None,
     }
 }
 
@@ -253,6 +264,7 @@ pub fn roomy(machine: &str) -> Readings {
         ports_more: 0,
         silent: None,
         own: 0,
+        firewall: None,
     }
 }
 

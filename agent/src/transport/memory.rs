@@ -18,7 +18,7 @@ use redmesh_api::ids::HostId;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::{GOSSIP_QUEUE_MAX, Handler, Peer, Transport, TransportError};
+use super::{GOSSIP_QUEUE_MAX, Handler, Peer, Presented, Transport, TransportError};
 
 type Gossip = (SocketAddr, Bytes);
 type HandlerSlot = watch::Sender<Option<Arc<dyn Handler>>>;
@@ -67,7 +67,7 @@ impl MemoryNetwork {
         let join = shared.joins;
         shared.nodes.insert(addr, Node { join, gossip, handler: handler.clone() });
         drop(shared);
-        let peer = Peer::Agent { id, name: name.into(), addr };
+        let peer = Peer::Agent { id, name: name.into(), addr, presented: Presented::default() };
         Arc::new(MemoryTransport {
             network: self.clone(),
             addr,

@@ -6,6 +6,7 @@
 pub mod memory;
 pub mod quic;
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use bytes::Bytes;
 use redmesh_api::codec::{self, Channel, CodecError};
 use redmesh_api::ids::HostId;
 use redmesh_api::tls::Role;
+use rustls::pki_types::CertificateDer;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
@@ -69,6 +71,28 @@ pub enum TransportError {
     },
 }
 
+/// The certificate chain that a peer presented, leaf first; shown by nothing.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Presented(Arc<Vec<CertificateDer<'static>>>);
+
+impl Presented {
+    /// What TLS has checked.
+    pub fn new(chain: Vec<CertificateDer<'static>>) -> Self {
+        Self(Arc::new(chain))
+    }
+
+    /// The chain, leaf first.
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Presented {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Presented").field(&self.0.len()).finish()
+    }
+}
+
 /// Who opened a stream to us, as proven by the certificate and said in the hello.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Peer {
@@ -80,6 +104,8 @@ pub enum Peer {
         name: String,
         /// Its mesh address.
         addr: SocketAddr,
+        /// Its certificate.
+        presented: Presented,
     },
     /// A person's client.
     Operator {

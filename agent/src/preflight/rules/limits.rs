@@ -6,6 +6,7 @@ use redmesh_api::preflight::Severity;
 use super::{Case, HostSeen, Verdict};
 use crate::cluster::redis_conf::TCP_BACKLOG;
 use crate::cluster::{ServerVersion, clients_needed};
+use crate::nft;
 use crate::preflight::readings::Readings;
 use crate::preflight::words::{bytes, count, ranges};
 use crate::supervisor::FDS_RESERVED;
@@ -14,6 +15,40 @@ use crate::transport::quic::SOCKET_BUFFER_BYTES;
 /// Threads of one redis-server: its own, three for background work, one of the allocator,
 /// and one to spare.
 pub(super) const THREADS_PER_SERVER: u64 = 6;
+
+/// The sets of members, where the agent is to keep them.
+pub(super) fn firewall(read: &Readings) -> Verdict {
+    let threshold = "CAP_NET_ADMIN, both sets, and rules";
+    let Some(firewall) = &read.firewall else {
+        return Verdict::ok("not managed", "anything, where firewall.manage = false");
+    };
+    if !firewall.capability {
+        return Verdict::ok("no CAP_NET_ADMIN", threshold).but(
+            Severity::Warn,
+            "firewall.manage = true, and the agent may not change the firewall: its members are not kept",
+            nft::CAPABILITY_REMEDY,
+        );
+    }
+    let rules = "redmeshctl deploy nftables --clients … --operators … >redmesh.nft, and on the host nft -f redmesh.nft";
+    match &firewall.table {
+        Err(reason) => Verdict::ok("can't be read", threshold).but(
+            Severity::Warn,
+            format!("firewall.manage = true: {reason}"),
+            "apt-get install nftables (or set firewall.manage = false)",
+        ),
+        Ok(table) if table.sets < 2 => Verdict::ok(format!("{} of 2 sets", table.sets), threshold).but(
+            Severity::Warn,
+            "the sets of members are not in the table inet redmesh, though the agent writes them every 15 s",
+            "journalctl -u redmesh-agent | grep firewall (what nft refused), then nft list table inet redmesh",
+        ),
+        Ok(table) if !table.input => Verdict::ok("2 sets, no rules", threshold).but(
+            Severity::Warn,
+            "the sets of members are kept, and no chain of the table inet redmesh uses them: nothing is shut out",
+            rules,
+        ),
+        Ok(_) => Verdict::ok("2 sets, rules", threshold),
+    }
+}
 
 pub(super) fn server(read: &Readings) -> Verdict {
     let threshold = "redis-server or valkey-server";

@@ -91,6 +91,7 @@ pub fn examine(question: &Question<'_>) -> Report {
         add(Check::TransparentHugePages, limits::huge_pages(read));
         add(Check::Somaxconn, limits::somaxconn(&case, read));
         add(Check::UdpBuffers, limits::udp_buffers(read));
+        add(Check::Firewall, limits::firewall(read));
         if case.starts_servers() {
             add(Check::Server, limits::server(read));
             add(Check::DataDir, limits::data_dir(read));

@@ -4,6 +4,7 @@ use redmesh_api::level::ClusterSpec;
 use redmesh_api::preflight::{Check, Finding, Report, Severity};
 
 use super::*;
+use crate::nft::{FirewallRead, TableRead};
 use crate::preflight::readings::{Network, roomy};
 use crate::supervisor::{DirProblem, PortProblem};
 
@@ -130,6 +131,7 @@ fn the_articles_hosts_bear_the_articles_cluster() {
             "clock-skew ok mesh: 5 ms (± 1 ms) / at most 500 ms",
             "node-timeout ok mesh: 5,000 ms / at least 5,000 ms",
             "bus-traffic ok 10 hosts: at most 7.3 Gbit/s each way / at most half of ens3's 25.0 Gbit/s",
+            "firewall ok 10 hosts: not managed / anything, where firewall.manage = false",
         ]
     );
     let checked: std::collections::BTreeSet<Check> = report.findings.iter().map(|it| it.check).collect();
@@ -157,6 +159,32 @@ fn hosts_that_are_not_there_are_told_by_what_hangs_on_them() {
     assert!(words.contains("could not be examined: no reply within 15000 ms"), "{words}");
     assert_eq!(mesh.report().machines, 2);
     assert_eq!(mesh.report().instances, 6, "its instances count all the same");
+}
+
+#[test]
+fn a_firewall_that_is_to_be_kept_and_is_not_is_a_warning() {
+    let with = |capability, table| {
+        Mesh::of(3, 2).on(2, |read| read.firewall = Some(FirewallRead { capability, table }))
+    };
+    let table = |sets, input| Ok(TableRead { sets, input });
+    assert_eq!(
+        with(true, table(2, true)).lines(Check::Firewall),
+        [
+            "firewall ok 2 hosts: not managed / anything, where firewall.manage = false",
+            "firewall ok host-2: 2 sets, rules / CAP_NET_ADMIN, both sets, and rules"
+        ]
+    );
+    let bad = |mesh: Mesh, parts: [&str; 2]| {
+        let (got, words) = mesh.bad(Check::Firewall);
+        assert_eq!(got, Severity::Warn, "{words}");
+        assert!(parts.iter().all(|part| words.contains(part)), "{words}");
+    };
+    bad(with(false, table(2, true)), ["may not change the firewall", "firewall.conf"]);
+    bad(with(true, Err("can't run nft".to_owned())), ["can't run nft", "install nftables"]);
+    bad(with(true, table(1, true)), ["sets of members are not in", "journalctl"]);
+    bad(with(true, table(2, false)), ["no chain", "deploy nftables"]);
+    // Whatever else is wrong, the capability comes first.
+    bad(with(false, Err("x".to_owned())), ["may not change", "firewall.conf"]);
 }
 
 #[test]

@@ -10,6 +10,8 @@ use redmesh_api::ids::{HostId, MeshId};
 use redmesh_api::tls::{self, Role, TlsError};
 use serde::{Deserialize, Serialize};
 
+use crate::transport::Presented;
+
 /// Version of these types; raised when their meaning changes.
 pub const HELLO_PROTOCOL: u32 = 1;
 
@@ -75,7 +77,7 @@ pub struct Certified {
     pub role: Role,
     /// Its name.
     pub name: String,
-    chain: Vec<rustls::pki_types::CertificateDer<'static>>,
+    presented: Presented,
 }
 
 impl Certified {
@@ -83,17 +85,22 @@ impl Certified {
     pub fn of(connection: &quinn::Connection) -> Result<Self, TlsError> {
         let chain = tls::chain_of(connection)?;
         let (role, name) = tls::peer_of(&chain)?;
-        Ok(Self { role, name, chain })
+        Ok(Self { role, name, presented: Presented::new(chain) })
     }
 
     /// The chain, leaf first.
     pub fn chain(&self) -> &[rustls::pki_types::CertificateDer<'static>] {
-        &self.chain
+        self.presented.chain()
+    }
+
+    /// The same, to be passed on.
+    pub fn presented(&self) -> Presented {
+        self.presented.clone()
     }
 
     /// Whether the certificate is valid for `ip`.
     pub fn names_ip(&self, ip: IpAddr) -> bool {
-        tls::names_ip(&self.chain, ip)
+        tls::names_ip(self.chain(), ip)
     }
 }
 

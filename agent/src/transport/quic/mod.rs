@@ -53,9 +53,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use hello::{HELLO_PROTOCOL, Hello, HelloReply};
+pub use removal::is_removed;
 pub use strangers::{JoinPort, Strangers};
 
-use super::{GOSSIP_QUEUE_MAX, Handler, Peer, Transport, TransportError};
+use super::{GOSSIP_QUEUE_MAX, Handler, Peer, Presented, Transport, TransportError};
 use gossip::GossipOut;
 use intake::Intake;
 use lives::Lives;
@@ -421,7 +422,8 @@ impl QuicTransport {
         let by = shared.advertise;
         let refused = |reason| TransportError::Refused { by, reason };
         let handler = shared.handler().await.ok_or_else(|| refused("this agent is still starting".into()))?;
-        let peer = Peer::Agent { id: shared.local.id, name: shared.name.clone(), addr: by };
+        let presented = Presented::new(shared.dialling.borrow().identity.chain().to_vec());
+        let peer = Peer::Agent { id: shared.local.id, name: shared.name.clone(), addr: by, presented };
         let answer = handler.handle(&peer, channel, payload).await;
         answer.map(Bytes::from).map_err(|error| refused(crate::error_chain(&error)))
     }

@@ -4,10 +4,18 @@
 //! removed host's key: what counts is the certificate, by the name that the CA has signed
 //! and the time at which it did so. Pure.
 
+use redmesh_api::ids::HostId;
 use redmesh_api::level::RemovedHost;
 use redmesh_api::tls;
+use rustls::pki_types::CertificateDer;
 
 use super::hello::{Certified, Hello};
+
+/// Whether the host that bears `id` and presents `chain`, its certificate under `name`, was
+/// removed.
+pub fn is_removed(id: HostId, name: &str, chain: &[CertificateDer<'_>], removed: &[RemovedHost]) -> bool {
+    by_id_and_certificate(id, name, tls::issued_unix_ms(chain), removed) != (false, false)
+}
 
 /// Why the agent with these two is refused, if it was removed.
 pub fn barred(theirs: &Hello, certified: &Certified, removed: &[RemovedHost]) -> Option<String> {
@@ -18,11 +26,7 @@ pub fn barred(theirs: &Hello, certified: &Certified, removed: &[RemovedHost]) ->
 }
 
 fn judge(theirs: &Hello, name: &str, issued_unix_ms: u64, removed: &[RemovedHost]) -> Option<String> {
-    let by_id = removed.iter().any(|host| host.id == Some(theirs.id));
-    let by_certificate = removed
-        .iter()
-        .any(|host| host.certificates && host.name == name && issued_unix_ms <= host.at_unix_ms);
-    let remedy = match (by_id, by_certificate) {
+    let remedy = match by_id_and_certificate(theirs.id, name, issued_unix_ms, removed) {
         (false, false) => return None,
         (true, false) => "empty its state directory",
         (false, true) => {
@@ -39,10 +43,21 @@ fn judge(theirs: &Hello, name: &str, issued_unix_ms: u64, removed: &[RemovedHost
     ))
 }
 
+fn by_id_and_certificate(
+    id: HostId,
+    name: &str,
+    issued_unix_ms: u64,
+    removed: &[RemovedHost],
+) -> (bool, bool) {
+    let by_id = removed.iter().any(|host| host.id == Some(id));
+    let by_certificate = removed
+        .iter()
+        .any(|host| host.certificates && host.name == name && issued_unix_ms <= host.at_unix_ms);
+    (by_id, by_certificate)
+}
+
 #[cfg(test)]
 mod tests {
-    use redmesh_api::ids::HostId;
-
     use super::*;
 
     fn hello(id: u32) -> Hello {

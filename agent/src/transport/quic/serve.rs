@@ -133,7 +133,12 @@ impl Inbound {
 
     fn peer(&self) -> Peer {
         match self.hello() {
-            Some(hello) => Peer::Agent { id: hello.id, name: hello.name, addr: hello.addr },
+            Some(hello) => Peer::Agent {
+                id: hello.id,
+                name: hello.name,
+                addr: hello.addr,
+                presented: self.certified.presented(),
+            },
             None => Peer::Operator {
                 name: self.certified.name.clone(),
                 role: self.certified.role,

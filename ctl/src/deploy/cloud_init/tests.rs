@@ -27,6 +27,19 @@ fn user_data_is_as_it_was_looked_at() {
     assert_eq!(text, include_str!("../golden/cloud-init.yaml"));
 }
 
+/// One of the mesh 1, whose seed is no secret.
+const TOKEN: &str = "redmesh-join-1.56475aa75463474c.00000000000000000000000000000001.\
+                     6959097001d10501ac7d54c0bdb8db61420f658f2922cc26e46d536119a31126.\
+                     000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f.dbad86df";
+
+#[test]
+fn user_data_of_hosts_that_join_is_as_it_was_looked_at() {
+    let package = package("https://example.com/redmesh-agent.deb", Some(SUM)).expect("a package");
+    let extra = "[redis.directives]\n\nmaxmemory = \"1gb\"\n";
+    let token = JoinToken::parse(TOKEN).expect("a token");
+    assert_eq!(render_join(&common(package, extra), &token), include_str!("../golden/join.yaml"));
+}
+
 #[test]
 fn the_script_is_one_that_a_shell_reads() {
     let text = install(&package("/opt/redmesh-agent.deb", None).expect("a package"), "");
