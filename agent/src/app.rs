@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use redmesh_api::ids::MeshId;
-use redmesh_api::level::RemovedHost;
 use redmesh_api::secret::RedisSecret;
 use redmesh_api::tls;
 use sd_notify::NotifyState;
@@ -31,11 +30,12 @@ use crate::enrol::Gate;
 use crate::enrol::signer::Signer;
 use crate::facts::{self, HostFacts};
 use crate::firewall;
+use crate::host::forgetting::Forgetting;
 use crate::host::instances::{LocalSettings, Sources};
 use crate::host::joining::Joining;
 use crate::host::shares::{ShareSettings, Shares};
 use crate::host::views::Views;
-use crate::host::{instances, joining, levels, settling, shares, views};
+use crate::host::{forgetting, instances, joining, levels, settling, shares, views};
 use crate::identity::HostIdentity;
 use crate::level::LevelCell;
 use crate::login::Login;
@@ -46,7 +46,7 @@ use crate::reload::{self, Reloads};
 use crate::renewal;
 use crate::supervisor::{OnExit, Supervise, SupervisorOptions};
 use crate::transport::Transport;
-use crate::transport::quic::{JoinPort, LocalPeer, QuicOptions, QuicTransport};
+use crate::transport::quic::{Barred, JoinPort, LocalPeer, QuicOptions, QuicTransport};
 
 /// Time for load threads to drain and publish their last counts when the agent stops.
 const DRAIN_SHARES: Duration = Duration::from_secs(5);
@@ -120,8 +120,8 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
     let cancel = CancellationToken::new();
 
     let (mesh_id, known_mesh) = watch::channel(levels_cell.get().mesh);
-    let (removed, known_removed) = watch::channel(levels_cell.get().removed.clone());
-    let announce = announce_mesh(levels_cell.clone(), mesh_id, removed, cancel.clone());
+    let (barred, known_barred) = watch::channel(Barred::of(&levels_cell.get()));
+    let announce = announce_mesh(levels_cell.clone(), mesh_id, barred, cancel.clone());
     tasks.spawn(named("mesh id", announce));
     let quic = QuicTransport::bind(QuicOptions {
         listen: config.mesh.listen,
@@ -130,7 +130,7 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
         host_secret: *host.secret(),
         local: LocalPeer { id: host.id(), boot_id: host.generation(), mesh_name: config.mesh.name.clone() },
         mesh_id: known_mesh,
-        removed: known_removed,
+        barred: known_barred,
         wire,
     })
     .context("can't open the mesh port")?;
@@ -271,6 +271,10 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
     let (joined, progress) = watch::channel(Joining::default());
     let joins = joining::join(host.id(), levels_cell.subscribe(), admin.clone(), joined, cancel.clone());
     tasks.spawn(named("joining", joins));
+    let (forgetting, forgotten) = watch::channel(Forgetting::default());
+    let forgets =
+        forgetting::forget(host.id(), levels_cell.subscribe(), admin.clone(), forgetting, cancel.clone());
+    tasks.spawn(named("forgetting", forgets));
     let sources = Sources {
         levels: levels_cell.clone(),
         statuses: supervisor.statuses(),
@@ -278,6 +282,7 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
         joining: progress,
         refused: refusals,
         unsettled: settled,
+        forgetting: forgotten,
         shares: shares.clone(),
     };
     tasks.spawn(named("observed", instances::publish(host.id(), sources, mesh.clone(), cancel.clone())));
@@ -374,22 +379,23 @@ async fn named(name: &'static str, task: impl Future<Output = ()>) -> &'static s
     name
 }
 
-/// Tells the transport which mesh this host belongs to, once it does, and who was removed
-/// from it.
+/// Tells the transport which mesh this host belongs to, once it does, and whom that one
+/// refuses.
 async fn announce_mesh(
     cell: LevelCell,
     mesh_id: watch::Sender<Option<MeshId>>,
-    removed: watch::Sender<Vec<RemovedHost>>,
+    barred: watch::Sender<Barred>,
     cancel: CancellationToken,
 ) {
     let mut levels = cell.subscribe();
     loop {
         let level = levels.borrow_and_update().clone();
         let mesh = level.mesh;
-        removed.send_if_modified(|known| {
-            let changed = *known != level.removed;
+        let refused = Barred::of(&level);
+        barred.send_if_modified(|known| {
+            let changed = *known != refused;
             if changed {
-                known.clone_from(&level.removed);
+                *known = refused;
             }
             changed
         });

@@ -82,6 +82,10 @@ pub struct Observed {
     pub share_lost: Option<ShareLost>,
     /// Why it can't take a level that it was given.
     pub level_lost: Option<String>,
+    /// Removed hosts whose nodes none of its instances knows any more.
+    pub forgotten: Vec<HostId>,
+    /// Why it does not have such a node forgotten.
+    pub withheld: Option<String>,
 }
 
 /// Shares that their host can't bear.

@@ -180,6 +180,13 @@ impl AdminPool {
         Ok(())
     }
 
+    /// Has the instance forget another node, which it then does not take up again for a minute.
+    pub async fn cluster_forget(&self, addr: SocketAddr, node: NodeId) -> Result<(), AdminError> {
+        let mut command = redis::cmd("CLUSTER");
+        command.arg("FORGET").arg(node.to_string());
+        self.ask(addr, "CLUSTER FORGET", &command).await
+    }
+
     /// The instance's own figures, for a run's ledger.
     pub async fn sample(&self, host: HostId, addr: SocketAddr) -> Result<ServerSample, AdminError> {
         let info = self.info(addr).await?;

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use super::forgetting::Forgetting;
 use super::joining::Joining;
 use super::shares::Shares;
 use super::views::Views;
@@ -290,6 +291,8 @@ pub struct Sources {
     pub refused: watch::Receiver<Option<String>>,
     /// Why an instance still has the settings of a cluster that is being formed.
     pub unsettled: watch::Receiver<Option<String>>,
+    /// How far removed hosts are forgotten.
+    pub forgetting: watch::Receiver<Forgetting>,
     /// What is wrong with this host's share of a run.
     pub shares: Shares,
 }
@@ -306,8 +309,11 @@ pub async fn publish(host: HostId, mut sources: Sources, mesh: Mesh, cancel: Can
         let refused = sources.refused.borrow_and_update().clone();
         observed.level_lost = sources.levels.problem().map(facts::cut);
         let unsettled = sources.unsettled.borrow_and_update().clone();
-        let lost = observed.level_lost.clone();
-        for problem in lost.into_iter().chain(refused).chain(unsettled).chain(sources.shares.problem()) {
+        let Forgetting { forgotten, withheld } = sources.forgetting.borrow_and_update().clone();
+        observed.forgotten = forgotten;
+        observed.withheld = withheld.map(facts::cut);
+        let lost = observed.level_lost.clone().into_iter().chain(observed.withheld.clone());
+        for problem in lost.chain(refused).chain(unsettled).chain(sources.shares.problem()) {
             observed.add_problem(problem);
         }
         observed.share_lost = sources.shares.lost();
@@ -324,6 +330,7 @@ pub async fn publish(host: HostId, mut sources: Sources, mesh: Mesh, cancel: Can
             _ = sources.joining.changed() => {}
             _ = sources.refused.changed() => {}
             _ = sources.unsettled.changed() => {}
+            _ = sources.forgetting.changed() => {}
             () = tokio::time::sleep(PUBLISH_INTERVAL) => {}
             () = cancel.cancelled() => return,
         }
