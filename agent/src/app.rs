@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use redmesh_api::ids::MeshId;
-use redmesh_api::secret::RedisSecret;
+use redmesh_api::secret::RedisSecrets;
 use redmesh_api::tls;
 use sd_notify::NotifyState;
 use tokio::sync::watch;
@@ -33,12 +33,13 @@ use crate::firewall;
 use crate::host::forgetting::Forgetting;
 use crate::host::instances::{LocalSettings, Sources};
 use crate::host::joining::Joining;
+use crate::host::rotation::{Rotating, Rotation};
 use crate::host::shares::{ShareSettings, Shares};
 use crate::host::views::Views;
 use crate::host::{forgetting, instances, joining, levels, settling, shares, views};
 use crate::identity::HostIdentity;
 use crate::level::LevelCell;
-use crate::login::Login;
+use crate::login::{Access, Login, Logins};
 use crate::mesh::{Mesh, MeshOptions};
 use crate::metrics;
 use crate::preflight::Reader;
@@ -177,13 +178,18 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
 
     let directives: Vec<_> = config.redis.directives.clone().into_iter().collect();
     cluster::redis_conf::check_directives(&directives)?;
-    let default_user = || cluster::redis_conf::password(&directives).map(Login::default_user);
-    let login = secret.as_ref().map(Login::agent).or_else(default_user);
+    let logins = match (&secret, cluster::redis_conf::password(&directives)) {
+        (Some(secrets), _) => Logins::agent(secrets),
+        (None, Some(password)) => Login::default_user(password).into(),
+        (None, None) => Logins::default(),
+    };
+    let access = secret.map(|secrets| watch::channel(Access::from(secrets)));
+    let (give_access, access) = access.unzip();
     let supervisor = servers(SupervisorOptions {
         data_dir: config.redis.data_dir.clone(),
         server: config.redis.server.clone(),
         malloc_conf: config.redis.malloc_conf.clone(),
-        login: login.clone(),
+        logins: logins.clone(),
         release_at_once: config.redis.release_at_once,
         on_exit: match config.redis.on_agent_exit {
             OnAgentExit::Leave => OnExit::Leave,
@@ -192,7 +198,7 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
         cancel: cancel.child_token(),
     })
     .context("can't start the supervisor")?;
-    let admin = admin(AdminOptions { login: login.clone(), ..AdminOptions::default() });
+    let admin = admin(AdminOptions { logins: logins.clone(), ..AdminOptions::default() });
 
     let census = Census {
         host: host.id(),
@@ -209,7 +215,7 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
         host: host.id(),
         state_dir: config.state_dir.clone(),
         threads: config.load_threads,
-        login,
+        logins: logins.clone(),
         engine: load,
         clock,
         disk,
@@ -252,7 +258,7 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
         data_dir: config.redis.data_dir.clone(),
         directives,
         somaxconn: somaxconn(),
-        secret,
+        access,
     };
     let reconcile = instances::reconcile(
         levels_cell.subscribe(),
@@ -263,7 +269,8 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
     );
     tasks.spawn(named("instances", reconcile));
     let (unsettled, settled) = watch::channel(None);
-    let settle = settling::settle(levels_cell.subscribe(), admin.clone(), local, unsettled, cancel.clone());
+    let settle =
+        settling::settle(levels_cell.subscribe(), admin.clone(), local.clone(), unsettled, cancel.clone());
     tasks.spawn(named("settling", settle));
     let watching =
         views::watch_views(host.id(), levels_cell.subscribe(), admin.clone(), viewed, cancel.clone());
@@ -275,6 +282,7 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
     let forgets =
         forgetting::forget(host.id(), levels_cell.subscribe(), admin.clone(), forgetting, cancel.clone());
     tasks.spawn(named("forgetting", forgets));
+    let (rotating, rotated) = watch::channel(Rotating::default());
     let sources = Sources {
         levels: levels_cell.clone(),
         statuses: supervisor.statuses(),
@@ -283,6 +291,7 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
         refused: refusals,
         unsettled: settled,
         forgetting: forgotten,
+        rotating: rotated,
         shares: shares.clone(),
     };
     tasks.spawn(named("observed", instances::publish(host.id(), sources, mesh.clone(), cancel.clone())));
@@ -307,7 +316,7 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
     tasks.spawn(named("rates", rates.run(census.clone(), cancel.clone())));
     let gauges = metrics::own::update(census.clone(), supervisor.statuses(), cancel.clone());
     tasks.spawn(named("agent metrics", gauges));
-    let sweep = metrics::instances::sweep(host.id(), levels_cell.subscribe(), admin, cancel.clone());
+    let sweep = metrics::instances::sweep(host.id(), levels_cell.subscribe(), admin.clone(), cancel.clone());
     tasks.spawn(named("instance metrics", sweep));
     if let Some(reloads) = reloads {
         let dirs =
@@ -315,6 +324,17 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
         tasks.spawn(named("machine metrics", metrics::machine::update(quic.clone(), dirs, cancel.clone())));
         let renewing = renewal::watch(config.identity_dir.clone(), identity, quic.clone(), cancel.clone());
         tasks.spawn(named("certificate", renewing));
+        if let Some(give_access) = give_access {
+            let rotation = Rotation {
+                identity_dir: config.identity_dir.clone(),
+                census: census.clone(),
+                admin,
+                statuses: supervisor.statuses(),
+                local,
+                logins,
+            };
+            tasks.spawn(named("redis secret", rotation.run(give_access, rotating, cancel.clone())));
+        }
         if config.firewall_manage {
             let keep = firewall::keep(census.clone(), config.mesh.seeds.clone(), cancel.clone());
             tasks.spawn(named("firewall", keep));
@@ -363,12 +383,12 @@ fn join_port(config: &Config, quic: Arc<QuicTransport>) -> Result<Option<JoinPor
 ///
 /// # Errors
 /// There is none where there should be one, or a directive contradicts it.
-pub fn redis_secret(config: &Config) -> Result<Option<RedisSecret>> {
+pub fn redis_secret(config: &Config) -> Result<Option<RedisSecrets>> {
     if config.redis.auth == RedisAuth::Off {
         return Ok(None);
     }
     cluster::redis_conf::check_access(&config.redis.directives.clone().into_iter().collect::<Vec<_>>())?;
-    let secret = RedisSecret::load(&config.identity_dir)
+    let secret = RedisSecrets::load(&config.identity_dir)
         .with_context(|| format!("identity.dir = {}", config.identity_dir.display()))?;
     Ok(Some(secret))
 }

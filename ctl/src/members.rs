@@ -1,6 +1,7 @@
 //! `members`: the hosts of the mesh as one agent sees them; `members remove` has one refused
 //! for good.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -239,12 +240,45 @@ fn render(view: &Members) -> String {
     if let Some(waiting) = &view.waiting_for {
         text.push_str(&format!("waiting for {waiting}\n"));
     }
+    secrets_text(&view.members).iter().for_each(|line| text.push_str(&format!("{line}\n")));
     for member in &view.members {
         if let Some(problem) = &member.problem {
             text.push_str(&format!("{}: {problem}\n", member.name));
         }
     }
     text
+}
+
+/// How far another secret of the redis-servers' passwords has taken the former one's place;
+/// nothing where none does.
+fn secrets_text(members: &[Member]) -> Vec<String> {
+    let said: Vec<_> =
+        members.iter().filter_map(|member| Some((member.name.as_str(), member.secrets.as_ref()?))).collect();
+    let mut groups: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for (name, state) in &said {
+        let words = match &state.accepts[..] {
+            [newest, former] if state.replicates.as_ref() == Some(newest) => {
+                format!("{newest} in use, {former} accepted")
+            }
+            [newest, former] => format!("{newest} and {former} accepted"),
+            all => all.join(", "),
+        };
+        groups.entry(words).or_default().push(name);
+    }
+    if groups.len() <= 1 && said.iter().all(|(_, state)| state.accepts.len() == 1) {
+        return Vec::new();
+    }
+    let mut lines = vec!["another redis.secret is being taken up:".to_owned()];
+    lines.extend(groups.iter().map(|(words, names)| format!("  {words}: {}", names.join(", "))));
+    let newest: BTreeSet<_> = said.iter().map(|(_, state)| state.accepts.first()).collect();
+    let through = said.iter().all(|(_, state)| state.replicates.as_ref() == state.accepts.first());
+    if newest.len() == 1 && through && said.len() == members.len() {
+        lines.push(
+            "  all hosts use the new one: when clients do too, `redmeshctl pki redis-secret --finish`, and copy the file"
+                .to_owned(),
+        );
+    }
+    lines
 }
 
 fn removed_text(removed: &RemovedReply) -> String {
@@ -284,7 +318,7 @@ fn role(member: &Member) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use redmesh_api::ids::HostId;
+    use redmesh_api::control::SecretState;
     use redmesh_api::level::Stamp;
 
     use super::*;
@@ -303,6 +337,7 @@ mod tests {
             version: "0.1.0".to_owned(),
             http_addr: None,
             problem: None,
+            secrets: None,
         };
         let mut second = member(2, "host-2");
         second.state = MemberState::Dead;
@@ -329,6 +364,40 @@ mod tests {
         assert!(text.ends_with(
             "mesh \"demo\": 1 of 2 hosts alive, coordinator host-1\nhost-2: port 6379 is taken\n"
         ));
+    }
+
+    #[test]
+    fn how_far_another_secret_is_taken_up_is_said_while_it_is() {
+        let member = |name: &str, accepts: &[&str], replicates: Option<&str>| Member {
+            id: HostId(1),
+            name: name.to_owned(),
+            addr: "127.0.0.1:7379".parse().unwrap(),
+            state: MemberState::Alive,
+            voter: true,
+            coordinator: false,
+            instances_up: 2,
+            instances_planned: 2,
+            version: "0.1.0".to_owned(),
+            http_addr: None,
+            problem: None,
+            secrets: Some(SecretState {
+                accepts: accepts.iter().map(ToString::to_string).collect(),
+                replicates: replicates.map(ToOwned::to_owned),
+            }),
+        };
+        let one = |name| member(name, &["aa"], Some("aa"));
+        assert_eq!(secrets_text(&[one("a"), one("b")]), Vec::<String>::new());
+        let text = secrets_text(&[one("a"), member("b", &["bb", "aa"], None)]).join("\n");
+        assert!(text.contains("  aa: a\n") && text.contains("bb and aa accepted: b"), "{text}");
+        assert!(!text.contains("--finish"), "{text}");
+        let through = |name| member(name, &["bb", "aa"], Some("bb"));
+        let text = secrets_text(&[through("a"), through("b")]).join("\n");
+        assert!(text.contains("bb in use, aa accepted: a, b") && text.contains("--finish"), "{text}");
+        let silent = Member { secrets: None, ..one("c") };
+        let text = secrets_text(&[through("a"), silent]).join("\n");
+        assert!(!text.contains("--finish"), "one has not said: {text}");
+        let last = secrets_text(&[through("a"), member("b", &["bb"], Some("bb"))]).join("\n");
+        assert!(last.contains("  bb: b"), "{last}");
     }
 
     #[test]

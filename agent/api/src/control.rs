@@ -354,6 +354,17 @@ pub struct Member {
     pub http_addr: Option<SocketAddr>,
     /// First problem that it reports, with the remedy.
     pub problem: Option<String>,
+    /// Which secrets of the redis-servers' passwords are good there, as far as it has said.
+    pub secrets: Option<SecretState>,
+}
+
+/// Which secrets are good on one host: fingerprints, which lead back to none.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretState {
+    /// What all of its running servers accept, the newest first; at most two.
+    pub accepts: Vec<String>,
+    /// The one that its replicas use, once all hosts accept that.
+    pub replicates: Option<String>,
 }
 
 /// What the failure detector says.

@@ -306,6 +306,7 @@ fn replies() -> Vec<ControlReply> {
         version: "0.1.0".to_owned(),
         http_addr: None,
         problem: Some("disk full".to_owned()),
+        secrets: Some(SecretState { accepts: vec!["0a1b2c3d".to_owned()], replicates: None }),
     };
     let progress = HostProgress {
         id: HostId(7),

@@ -12,6 +12,8 @@ use std::path::PathBuf;
 
 use redmesh_api::secret::{AGENT_USER, RedisSecret};
 
+use crate::login::Access;
+
 /// `tcp-backlog`: the burst when all peers connect at once.
 pub const TCP_BACKLOG: u32 = 4096;
 
@@ -68,8 +70,8 @@ pub struct RedisConf {
     /// The user's directives, each with all its values (one line a value; several
     /// words in a value are several arguments). They replace a default of that name.
     pub directives: Vec<(String, Vec<String>)>,
-    /// Where the passwords come from; `None` sets none but what the directives say.
-    pub secret: Option<RedisSecret>,
+    /// Whose passwords are good; `None` sets none but what the directives say.
+    pub access: Option<Access>,
 }
 
 impl fmt::Debug for RedisConf {
@@ -286,23 +288,41 @@ impl RedisConf {
 
     /// Who may log in, and as whom replicas do so at primaries of the same mesh.
     fn push_access(&self, text: &mut String) -> Result<(), DirectiveError> {
-        let Some(secret) = &self.secret else {
+        let Some(access) = &self.access else {
             if let Some(password) = password(&self.directives).filter(|_| !self.is_given("masterauth")) {
                 push_line(text, "masterauth", &[password]);
             }
             return Ok(());
         };
         check_access(&self.directives)?;
-        let rules = ["on", &secret.agent_password_rule(), "~*", "&*", "+@all"].map(str::to_owned);
-        push_line(text, &format!("user {AGENT_USER}"), &rules);
-        if !self.is_given("requirepass") {
-            push_line(text, "requirepass", &[secret.client_password()]);
+        push_line(text, &format!("user {AGENT_USER}"), &full(access, RedisSecret::agent_password_rule));
+        if !self.owns_default_user() {
+            match access.accepted.former() {
+                None => push_line(text, "requirepass", &[access.accepted.newest().client_password()]),
+                // One directive takes one password.
+                Some(_) => push_line(text, "user default", &full(access, RedisSecret::client_password_rule)),
+            }
         }
-        if !self.is_given("masterauth") && !self.is_given("masteruser") {
+        if !self.owns_primary_login() {
             push_line(text, "masteruser", &[AGENT_USER.to_owned()]);
-            push_line(text, "masterauth", &[secret.agent_password()]);
+            push_line(text, "masterauth", &[access.replicate.agent_password()]);
         }
         Ok(())
+    }
+
+    /// Whether the directives say what password clients give, so that it isn't the mesh's.
+    pub fn owns_default_user(&self) -> bool {
+        let user = |(name, values): &(String, Vec<String>)| {
+            let first =
+                |value: &String| value.split_ascii_whitespace().next().map(|it| it.trim_matches(['"', '\'']));
+            name.eq_ignore_ascii_case("user") && values.iter().any(|value| first(value) == Some("default"))
+        };
+        self.is_given("requirepass") || self.directives.iter().any(user)
+    }
+
+    /// Whether the directives say as whom replicas log in.
+    pub fn owns_primary_login(&self) -> bool {
+        self.is_given("masterauth") || self.is_given("masteruser")
     }
 
     /// What a running instance has to be told once its cluster of so many is formed; what
@@ -326,6 +346,13 @@ impl RedisConf {
     fn is_given(&self, name: &str) -> bool {
         self.directives.iter().any(|(user, _)| user.eq_ignore_ascii_case(name))
     }
+}
+
+/// The rules of a user that may do everything, by either secret's password.
+fn full(access: &Access, rule: fn(&RedisSecret) -> String) -> Vec<String> {
+    let passwords = access.accepted.all().map(rule);
+    let everything = ["~*", "&*", "+@all"].map(str::to_owned);
+    std::iter::once("on".to_owned()).chain(passwords).chain(everything).collect()
 }
 
 fn push_line(text: &mut String, name: &str, words: &[String]) {

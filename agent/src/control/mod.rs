@@ -183,6 +183,7 @@ impl Control {
                 version: host.facts.as_ref().map(|facts| facts.version.clone()).unwrap_or_default(),
                 http_addr: host.facts.as_ref().and_then(|facts| facts.http),
                 problem: host.observed.problems.first().cloned(),
+                secrets: host.observed.secrets.clone(),
             })
             .collect();
         members.sort_by_cached_key(|member| natural(&member.name));

@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use redmesh_api::ids::{HostId, NodeId};
 use redmesh_api::level::{ClusterPlan, Formation, Level, PlanStage, PlannedInstance, Servers};
-use redmesh_api::secret::RedisSecret;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::forgetting::Forgetting;
 use super::joining::Joining;
+use super::rotation::Rotating;
 use super::shares::Shares;
 use super::views::Views;
 use crate::cluster::redis_conf::LARGE_FROM;
@@ -23,6 +23,7 @@ use crate::cluster::{
 };
 use crate::facts::{self, Observed, ShareLost};
 use crate::level::LevelCell;
+use crate::login::Access;
 use crate::mesh::Mesh;
 use crate::supervisor::{
     InstanceStatus, Phase, ProcessError, Run, Supervise, SupervisorError, WantedInstance, WantedLevel,
@@ -42,8 +43,8 @@ pub struct LocalSettings {
     pub directives: Vec<(String, Vec<String>)>,
     /// `net.core.somaxconn`, where known.
     pub somaxconn: Option<u32>,
-    /// Where the servers' passwords come from, if they have any.
-    pub secret: Option<RedisSecret>,
+    /// Which passwords the servers accept, if they want any.
+    pub access: Option<watch::Receiver<Access>>,
 }
 
 impl fmt::Debug for LocalSettings {
@@ -130,7 +131,7 @@ pub fn conf(plan: &ClusterPlan, instance: &PlannedInstance, local: &LocalSetting
         dir: local.data_dir.join(instance.port.to_string()),
         somaxconn: local.somaxconn,
         directives: local.directives.clone(),
-        secret: local.secret.clone(),
+        access: local.access.as_ref().map(|access| access.borrow().clone()),
     }
 }
 
@@ -225,22 +226,24 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(3);
 pub async fn reconcile(
     mut levels: watch::Receiver<Arc<Level>>,
     supervisor: Arc<dyn Supervise>,
-    local: LocalSettings,
+    mut local: LocalSettings,
     refused: watch::Sender<Option<String>>,
     cancel: CancellationToken,
 ) {
     let mut done = None;
     loop {
         let level = levels.borrow_and_update().clone();
+        let access = local.access.as_mut().map(|access| access.borrow_and_update().clone());
+        let accessed = local.access.clone();
         let words = match &level.plan {
             // Servers that are somebody else's are neither started nor stopped.
             Some(plan) if plan.spec.servers == Servers::Existing => None,
             // A level that only brings other runs: a plan of a thousand instances is
             // megabytes of files, and nothing about them has changed.
-            Some(plan) if done != Some((plan.id, plan.stage)) => {
+            Some(plan) if done.as_ref() != Some(&(plan.id, plan.stage, access.clone())) => {
                 match put(plan, &*supervisor, &local).await {
                     Ok(()) => {
-                        done = Some((plan.id, plan.stage));
+                        done = Some((plan.id, plan.stage, access));
                         None
                     }
                     Err(error) => {
@@ -256,9 +259,18 @@ pub async fn reconcile(
         refused.send_replace(words);
         tokio::select! {
             changed = levels.changed() => if changed.is_err() { return },
+            () = changed(accessed) => {}
             () = tokio::time::sleep(pause) => {}
             () = cancel.cancelled() => return,
         }
+    }
+}
+
+/// Returns when the passwords have changed.
+async fn changed(access: Option<watch::Receiver<Access>>) {
+    let Some(mut access) = access else { return std::future::pending().await };
+    if access.changed().await.is_err() {
+        std::future::pending().await
     }
 }
 
@@ -291,6 +303,8 @@ pub struct Sources {
     pub refused: watch::Receiver<Option<String>>,
     /// Why an instance still has the settings of a cluster that is being formed.
     pub unsettled: watch::Receiver<Option<String>>,
+    /// How far a new secret is taken up.
+    pub rotating: watch::Receiver<Rotating>,
     /// How far removed hosts are forgotten.
     pub forgetting: watch::Receiver<Forgetting>,
     /// What is wrong with this host's share of a run.
@@ -313,7 +327,9 @@ pub async fn publish(host: HostId, mut sources: Sources, mesh: Mesh, cancel: Can
         observed.forgotten = forgotten;
         observed.withheld = withheld.map(facts::cut);
         let lost = observed.level_lost.clone().into_iter().chain(observed.withheld.clone());
-        for problem in lost.chain(refused).chain(unsettled).chain(sources.shares.problem()) {
+        let Rotating { state, problem } = sources.rotating.borrow_and_update().clone();
+        observed.secrets = state;
+        for problem in lost.chain(problem).chain(refused).chain(unsettled).chain(sources.shares.problem()) {
             observed.add_problem(problem);
         }
         observed.share_lost = sources.shares.lost();
@@ -331,6 +347,7 @@ pub async fn publish(host: HostId, mut sources: Sources, mesh: Mesh, cancel: Can
             _ = sources.refused.changed() => {}
             _ = sources.unsettled.changed() => {}
             _ = sources.forgetting.changed() => {}
+            _ = sources.rotating.changed() => {}
             () = tokio::time::sleep(PUBLISH_INTERVAL) => {}
             () = cancel.cancelled() => return,
         }
