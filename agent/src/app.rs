@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use redmesh_api::ids::MeshId;
-use redmesh_api::level::RemovedHost;
-use redmesh_api::secret::RedisSecret;
+use redmesh_api::secret::RedisSecrets;
 use redmesh_api::tls;
 use sd_notify::NotifyState;
 use tokio::sync::watch;
@@ -32,14 +31,16 @@ use crate::enrol::{Again, Gate, RenewalCounts, Renewing, renew};
 use crate::facts::{self, HostFacts};
 use crate::firewall;
 use crate::host::directives::{self, Applying};
+use crate::host::forgetting::Forgetting;
 use crate::host::instances::{LocalSettings, Sources};
 use crate::host::joining::Joining;
+use crate::host::rotation::{Rotating, Rotation};
 use crate::host::shares::{ShareSettings, Shares};
 use crate::host::views::Views;
-use crate::host::{instances, joining, levels, settling, shares, views};
+use crate::host::{forgetting, instances, joining, levels, settling, shares, views};
 use crate::identity::HostIdentity;
 use crate::level::LevelCell;
-use crate::login::Login;
+use crate::login::{Access, Login, Logins};
 use crate::mesh::{Mesh, MeshOptions};
 use crate::metrics;
 use crate::preflight::Reader;
@@ -47,7 +48,7 @@ use crate::reload::{self, Reloads};
 use crate::renewal;
 use crate::supervisor::{OnExit, Supervise, SupervisorOptions};
 use crate::transport::Transport;
-use crate::transport::quic::{JoinPort, LocalPeer, QuicOptions, QuicTransport};
+use crate::transport::quic::{Barred, JoinPort, LocalPeer, QuicOptions, QuicTransport};
 
 /// Time for load threads to drain and publish their last counts when the agent stops.
 const DRAIN_SHARES: Duration = Duration::from_secs(5);
@@ -120,8 +121,8 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
     let cancel = CancellationToken::new();
 
     let (mesh_id, known_mesh) = watch::channel(levels_cell.get().mesh);
-    let (removed, known_removed) = watch::channel(levels_cell.get().removed.clone());
-    let announce = announce_mesh(levels_cell.clone(), mesh_id, removed, cancel.clone());
+    let (barred, known_barred) = watch::channel(Barred::of(&levels_cell.get()));
+    let announce = announce_mesh(levels_cell.clone(), mesh_id, barred, cancel.clone());
     tasks.spawn(named("mesh id", announce));
     let quic = QuicTransport::bind(QuicOptions {
         listen: config.mesh.listen,
@@ -130,7 +131,7 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
         host_secret: *host.secret(),
         local: LocalPeer { id: host.id(), boot_id: host.generation(), mesh_name: config.mesh.name.clone() },
         mesh_id: known_mesh,
-        removed: known_removed,
+        barred: known_barred,
         wire,
     })
     .context("can't open the mesh port")?;
@@ -178,13 +179,18 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
 
     let directives: Vec<_> = config.redis.directives.clone().into_iter().collect();
     cluster::redis_conf::check_directives(&directives)?;
-    let default_user = || cluster::redis_conf::password(&directives).map(Login::default_user);
-    let login = secret.as_ref().map(Login::agent).or_else(default_user);
+    let logins = match (&secret, cluster::redis_conf::password(&directives)) {
+        (Some(secrets), _) => Logins::agent(secrets),
+        (None, Some(password)) => Login::default_user(password).into(),
+        (None, None) => Logins::default(),
+    };
+    let access = secret.map(|secrets| watch::channel(Access::from(secrets)));
+    let (give_access, access) = access.unzip();
     let supervisor = servers(SupervisorOptions {
         data_dir: config.redis.data_dir.clone(),
         server: config.redis.server.clone(),
         malloc_conf: config.redis.malloc_conf.clone(),
-        login: login.clone(),
+        logins: logins.clone(),
         release_at_once: config.redis.release_at_once,
         on_exit: match config.redis.on_agent_exit {
             OnAgentExit::Leave => OnExit::Leave,
@@ -193,7 +199,7 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
         cancel: cancel.child_token(),
     })
     .context("can't start the supervisor")?;
-    let admin = admin(AdminOptions { login: login.clone(), ..AdminOptions::default() });
+    let admin = admin(AdminOptions { logins: logins.clone(), ..AdminOptions::default() });
 
     let census = Census {
         host: host.id(),
@@ -210,7 +216,7 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
         host: host.id(),
         state_dir: config.state_dir.clone(),
         threads: config.load_threads,
-        login,
+        logins: logins.clone(),
         engine: load,
         clock,
         disk,
@@ -257,7 +263,7 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
         data_dir: config.redis.data_dir.clone(),
         directives: directives_in_force,
         somaxconn: somaxconn(),
-        secret,
+        access,
     };
     let reconcile = instances::reconcile(
         levels_cell.subscribe(),
@@ -272,7 +278,8 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
         Applying { in_force, levels: levels_cell.subscribe(), admin: admin.clone(), local: local.clone() };
     let (change_directives, changes) = directives::channel();
     tasks.spawn(named("directives", applying.run(changes, cancel.clone())));
-    let settle = settling::settle(levels_cell.subscribe(), admin.clone(), local, unsettled, cancel.clone());
+    let settle =
+        settling::settle(levels_cell.subscribe(), admin.clone(), local.clone(), unsettled, cancel.clone());
     tasks.spawn(named("settling", settle));
     let watching =
         views::watch_views(host.id(), levels_cell.subscribe(), admin.clone(), viewed, cancel.clone());
@@ -280,6 +287,11 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
     let (joined, progress) = watch::channel(Joining::default());
     let joins = joining::join(host.id(), levels_cell.subscribe(), admin.clone(), joined, cancel.clone());
     tasks.spawn(named("joining", joins));
+    let (forgetting, forgotten) = watch::channel(Forgetting::default());
+    let forgets =
+        forgetting::forget(host.id(), levels_cell.subscribe(), admin.clone(), forgetting, cancel.clone());
+    tasks.spawn(named("forgetting", forgets));
+    let (rotating, rotated) = watch::channel(Rotating::default());
     let sources = Sources {
         levels: levels_cell.clone(),
         statuses: supervisor.statuses(),
@@ -287,6 +299,8 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
         joining: progress,
         refused: refusals,
         unsettled: settled,
+        forgetting: forgotten,
+        rotating: rotated,
         shares: shares.clone(),
     };
     tasks.spawn(named("observed", instances::publish(host.id(), sources, mesh.clone(), cancel.clone())));
@@ -311,7 +325,7 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
     tasks.spawn(named("rates", rates.run(census.clone(), cancel.clone())));
     let gauges = metrics::own::update(census.clone(), supervisor.statuses(), cancel.clone());
     tasks.spawn(named("agent metrics", gauges));
-    let sweep = metrics::instances::sweep(host.id(), levels_cell.subscribe(), admin, cancel.clone());
+    let sweep = metrics::instances::sweep(host.id(), levels_cell.subscribe(), admin.clone(), cancel.clone());
     tasks.spawn(named("instance metrics", sweep));
     if let Some(reloads) = reloads {
         let dirs =
@@ -329,6 +343,17 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
             counts: renewals,
         };
         tasks.spawn(named("renewal", renewing.run(cancel.clone())));
+        if let Some(give_access) = give_access {
+            let rotation = Rotation {
+                identity_dir: config.identity_dir.clone(),
+                census: census.clone(),
+                admin,
+                statuses: supervisor.statuses(),
+                local,
+                logins,
+            };
+            tasks.spawn(named("redis secret", rotation.run(give_access, rotating, cancel.clone())));
+        }
         if config.firewall_manage {
             let keep = firewall::keep(census.clone(), config.mesh.seeds.clone(), cancel.clone());
             tasks.spawn(named("firewall", keep));
@@ -380,12 +405,12 @@ fn join_port(config: &Config, quic: Arc<QuicTransport>) -> Result<Option<JoinPor
 ///
 /// # Errors
 /// There is none where there should be one, or a directive contradicts it.
-pub fn redis_secret(config: &Config) -> Result<Option<RedisSecret>> {
+pub fn redis_secret(config: &Config) -> Result<Option<RedisSecrets>> {
     if config.redis.auth == RedisAuth::Off {
         return Ok(None);
     }
     cluster::redis_conf::check_access(&config.redis.directives.clone().into_iter().collect::<Vec<_>>())?;
-    let secret = RedisSecret::load(&config.identity_dir)
+    let secret = RedisSecrets::load(&config.identity_dir)
         .with_context(|| format!("identity.dir = {}", config.identity_dir.display()))?;
     Ok(Some(secret))
 }
@@ -396,22 +421,23 @@ async fn named(name: &'static str, task: impl Future<Output = ()>) -> &'static s
     name
 }
 
-/// Tells the transport which mesh this host belongs to, once it does, and who was removed
-/// from it.
+/// Tells the transport which mesh this host belongs to, once it does, and whom that one
+/// refuses.
 async fn announce_mesh(
     cell: LevelCell,
     mesh_id: watch::Sender<Option<MeshId>>,
-    removed: watch::Sender<Vec<RemovedHost>>,
+    barred: watch::Sender<Barred>,
     cancel: CancellationToken,
 ) {
     let mut levels = cell.subscribe();
     loop {
         let level = levels.borrow_and_update().clone();
         let mesh = level.mesh;
-        removed.send_if_modified(|known| {
-            let changed = *known != level.removed;
+        let refused = Barred::of(&level);
+        barred.send_if_modified(|known| {
+            let changed = *known != refused;
             if changed {
-                known.clone_from(&level.removed);
+                *known = refused;
             }
             changed
         });

@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
+use redmesh_api::control::SecretState;
 use redmesh_api::ids::{HostId, MeshId, PlanId, RunId};
 use redmesh_api::level::{PlanStage, Stamp};
 use redmesh_api::run::{Counts, Tally};
@@ -85,6 +86,12 @@ pub struct Observed {
     pub share_lost: Option<ShareLost>,
     /// Why it can't take a level that it was given.
     pub level_lost: Option<String>,
+    /// Removed hosts whose nodes none of its instances knows any more.
+    pub forgotten: Vec<HostId>,
+    /// Why it does not have such a node forgotten.
+    pub withheld: Option<String>,
+    /// Which secrets of the redis-servers' passwords are good here; `None` where they have none.
+    pub secrets: Option<SecretState>,
 }
 
 /// Shares that their host can't bear.

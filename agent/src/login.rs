@@ -5,8 +5,9 @@
 //! line.
 
 use std::fmt;
+use std::sync::{Arc, PoisonError, RwLock};
 
-use redmesh_api::secret::{AGENT_USER, RedisSecret};
+use redmesh_api::secret::{AGENT_USER, RedisSecret, RedisSecrets};
 
 /// A user's name and password.
 #[derive(Clone, PartialEq, Eq)]
@@ -55,6 +56,60 @@ impl Login {
 impl fmt::Debug for Login {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Login").field("user", &self.user).finish_non_exhaustive()
+    }
+}
+
+/// What to say at the moment: nothing, one login, or several of which a server takes at least
+/// one, the likeliest first. Clones share it, so that all who connect take up another password.
+#[derive(Debug, Clone, Default)]
+pub struct Logins(Arc<RwLock<Arc<[Login]>>>);
+
+impl From<Login> for Logins {
+    fn from(login: Login) -> Self {
+        Self::new([login])
+    }
+}
+
+impl Logins {
+    /// These.
+    pub fn new(logins: impl IntoIterator<Item = Login>) -> Self {
+        Self(Arc::new(RwLock::new(logins.into_iter().collect())))
+    }
+
+    /// As the agents' own user, by whichever secret.
+    pub fn agent(secrets: &RedisSecrets) -> Self {
+        Self::new(secrets.all().map(Login::agent))
+    }
+
+    /// As they are now.
+    pub fn get(&self) -> Arc<[Login]> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// From now on by these secrets.
+    pub fn set(&self, secrets: &RedisSecrets) {
+        let logins = secrets.all().map(Login::agent).collect();
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = logins;
+    }
+}
+
+/// Whom this host's servers let in, and as whom its replicas log in at others' primaries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Access {
+    /// Either of these.
+    pub accepted: RedisSecrets,
+    /// A replica has one password alone.
+    pub replicate: RedisSecret,
+    /// Whether that is known to be taken everywhere; else running servers keep theirs.
+    pub settled: bool,
+}
+
+impl From<RedisSecrets> for Access {
+    /// As at an agent's start: of two secrets the former one is known to be taken.
+    fn from(accepted: RedisSecrets) -> Self {
+        let settled = accepted.former().is_none();
+        let replicate = accepted.former().unwrap_or(accepted.newest()).clone();
+        Self { accepted, replicate, settled }
     }
 }
 

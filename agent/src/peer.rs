@@ -69,6 +69,8 @@ pub enum PeerRequest {
     },
     /// A control request passed on to the coordinator. → `Control`
     Forward(ControlRequest),
+    /// Give leadership up to another voter, and say so once one leads. → `Accepted`
+    HandOver,
     /// Use a join token up by one; only the coordinator does. → `Enrolled`
     Enrol {
         /// Which.
@@ -91,7 +93,7 @@ pub enum PeerReply {
     Pledge(PledgeReply),
     /// See [`PeerRequest::PullLevel`].
     Level(Option<Box<Level>>),
-    /// See [`PeerRequest::PushLevel`].
+    /// See [`PeerRequest::PushLevel`] and [`PeerRequest::HandOver`].
     Accepted,
     /// The order's fence is older than one seen before.
     Stale {
@@ -272,6 +274,7 @@ mod tests {
             PeerRequest::RunReport(run),
             PeerRequest::Clock,
             PeerRequest::Preflight { spec: ClusterSpec::default(), plan: Some(PlanId(Uuid::from_u128(2))) },
+            PeerRequest::HandOver,
             PeerRequest::Forward(ControlRequest::RunList),
             PeerRequest::Enrol { token: TokenId::of(&[1; 32]), host: Box::new(enrolled) },
             PeerRequest::Renew { csr: vec![7; 300] },

@@ -3,8 +3,8 @@
 //! The files of the identity's directory are looked at every few seconds; what has
 //! changed and then kept still is loaded, checked as at the start, and given to the
 //! transport: new connections are made with it. A reload (SIGHUP) does the same at once. An identity that can't be used is logged
-//! once and the old one kept. What only a start can change (the host's name, the secret
-//! of the redis-servers) is not taken up.
+//! once and the old one kept. What only a start can change (the host's name) is not taken up;
+//! the secret of the redis-servers is `host::rotation`'s.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -28,32 +28,35 @@ const LEFT_MS_LOW: u64 = 7 * 24 * 3600 * 1000;
 const WARN_INTERVAL_MS: u64 = 6 * 3600 * 1000;
 
 /// By which a changed file is known: inode, length, and time of change, of its owner or mode too.
-type Mark = Vec<Option<(u64, u64, i64, i64)>>;
+pub(crate) type Mark = Vec<Option<(u64, u64, i64, i64)>>;
 
-fn mark(dir: &Path) -> Mark {
-    let of = |name| {
+pub(crate) fn mark(dir: &Path, names: &[&str]) -> Mark {
+    let of = |name: &&str| {
         let meta = std::fs::metadata(dir.join(name)).ok()?;
         Some((meta.ino(), meta.len(), meta.ctime(), meta.ctime_nsec()))
     };
-    ["ca.pem", "cert.pem", "key.pem"].map(of).to_vec()
+    names.iter().map(of).collect()
 }
+
+/// The files of an identity.
+const FILES: [&str; 3] = ["ca.pem", "cert.pem", "key.pem"];
 
 /// What to do after a look.
 #[derive(Debug, PartialEq, Eq)]
-enum Look {
+pub(crate) enum Look {
     Nothing,
     Load,
 }
 
 /// Decides when files have changed and are whole again: one look after the last change.
-#[derive(Debug)]
-struct Watch {
+#[derive(Debug, Default)]
+pub(crate) struct Watch {
     used: Mark,
     seen: Mark,
 }
 
 impl Watch {
-    fn look(&mut self, now: Mark) -> Look {
+    pub(crate) fn look(&mut self, now: Mark) -> Look {
         let still = now == self.seen;
         self.seen = now;
         if !still || self.seen == self.used {
@@ -73,7 +76,7 @@ pub async fn watch(
 ) {
     let mut current = current;
     // Whatever was changed since it was loaded is found at the first look.
-    let mut watch = Watch { used: Mark::new(), seen: Mark::new() };
+    let mut watch = Watch::default();
     let mut valid_until_ms = tls::valid_until_unix_ms(current.chain());
     let mut warned_ms = 0;
     let mut looks = tokio::time::interval(LOOK_INTERVAL);
@@ -92,7 +95,7 @@ pub async fn watch(
             );
         }
         let from = dir.clone();
-        let Ok(now) = tokio::task::spawn_blocking(move || mark(&from)).await else { return };
+        let Ok(now) = tokio::task::spawn_blocking(move || mark(&from, &FILES)).await else { return };
         if watch.look(now) == Look::Nothing {
             continue;
         }

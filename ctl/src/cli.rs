@@ -11,6 +11,7 @@ use crate::deploy::DeployCommand;
 use crate::doctor::DoctorArgs;
 use crate::join_token::JoinTokenCommand;
 use crate::members::{self, MembersArgs};
+use crate::operators::OperatorsCommand;
 use crate::output::Format;
 use crate::pki::PkiCommand;
 use crate::run::RunCommand;
@@ -72,6 +73,9 @@ pub enum Command {
     /// Show the hosts of the mesh, or remove one for good
     #[command(after_help = members::EXAMPLES)]
     Members(MembersArgs),
+    /// Take operators' certificates back
+    #[command(subcommand)]
+    Operators(OperatorsCommand),
     /// Find what would keep a cluster from working on these hosts, and what mends it
     Doctor(DoctorArgs),
     /// Form a Redis Cluster and look at it

@@ -255,7 +255,10 @@ pub fn repeatable(request: &ControlRequest) -> bool {
         | ControlRequest::RunDetail(_)
         | ControlRequest::TokenCreate(_)
         | ControlRequest::TokenList
-        | ControlRequest::TokenRevoke(_) => true,
+        | ControlRequest::TokenRevoke(_)
+        // A second time would take back what was issued since: but only within one command's timeout.
+        | ControlRequest::OperatorRevoke(_)
+        | ControlRequest::OperatorList => true,
     }
 }
 

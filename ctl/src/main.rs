@@ -14,6 +14,7 @@ mod doctor;
 mod exit;
 mod join_token;
 mod members;
+mod operators;
 mod output;
 mod pki;
 mod progress;
@@ -67,6 +68,12 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Members(args) => {
             let mut session = session()?;
             let exit = members::run(args, &mut session, &output).await;
+            session.close().await;
+            exit
+        }
+        Command::Operators(command) => {
+            let mut session = session()?;
+            let exit = operators::run(command, &mut session, &output).await;
             session.close().await;
             exit
         }

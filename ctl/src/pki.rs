@@ -4,8 +4,10 @@
 //! directory with `ca.pem`, `cert.pem` and `key.pem` to be carried to its host, a host's
 //! also with `redis.secret`, from which the redis-servers' passwords come. Nothing is ever
 //! overwritten unasked, and no private key is ever readable by others, not even while it
-//! is being written. What is issued is not revoked here: a mesh removes hosts, and by that
-//! refuses what was issued to them until then.
+//! is being written. What is issued is not revoked here: a mesh removes hosts and revokes
+//! operators, and by that refuses what was issued to them until then.
+
+mod redis_secret;
 
 #[cfg(test)]
 mod tests;
@@ -22,11 +24,13 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData,
 };
 use redmesh_api::issue::{self, SIGNER_CERT_FILE, SIGNER_KEY_FILE, Validity};
-use redmesh_api::secret::{REDIS_SECRET_FILE, RedisSecret};
+use redmesh_api::secret::{REDIS_SECRET_FILE, RedisSecret, RedisSecrets};
 use redmesh_api::tls::{self, NAME_BYTES_MAX, Role};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use time::{Duration, OffsetDateTime};
+
+use redis_secret::RedisSecretArgs;
 
 /// Days that a CA is valid unless said otherwise.
 pub const CA_DAYS: u32 = 3650;
@@ -54,6 +58,9 @@ pub enum PkiCommand {
     /// Print the password that clients of the mesh's redis-servers give
     #[command(after_help = REDIS_PASSWORD_EXAMPLES)]
     RedisPassword(RedisPasswordArgs),
+    /// Let another secret take the place of the one that the redis-servers' passwords come from
+    #[command(after_help = redis_secret::EXAMPLES)]
+    RedisSecret(RedisSecretArgs),
 }
 
 const REDIS_PASSWORD_EXAMPLES: &str = "\
@@ -147,6 +154,9 @@ pub struct RedisPasswordArgs {
     /// Directory that `pki init` made, or a host's identity: it holds redis.secret
     #[arg(long, value_name = "DIR")]
     pub dir: PathBuf,
+    /// The password of before, while another takes its place (`pki redis-secret --renew`)
+    #[arg(long)]
+    pub former: bool,
 }
 
 /// From now (less a little, since clocks differ) for so long.
@@ -208,7 +218,8 @@ pub fn run(command: &PkiCommand) -> Result<String> {
             ))
         }
         PkiCommand::Show(args) => show(&args.path),
-        PkiCommand::RedisPassword(args) => Ok(RedisSecret::load(&args.dir)?.client_password()),
+        PkiCommand::RedisPassword(args) => redis_secret::password(&args.dir, args.former),
+        PkiCommand::RedisSecret(args) => redis_secret::run(args),
     }
 }
 
@@ -294,7 +305,7 @@ pub fn init_for(dir: &Path, mesh: &str, validity: Validity) -> Result<()> {
     let ca = params.self_signed(&key).context("can't sign the CA's certificate")?;
     make_dir(dir)?;
     let secret = RedisSecret::generate()?;
-    create(&dir.join(REDIS_SECRET_FILE), secret.file_text().as_bytes(), 0o600)?;
+    create(&dir.join(REDIS_SECRET_FILE), RedisSecrets::from(secret).file_text().as_bytes(), 0o600)?;
     // The key first: a certificate without its key would look like a finished CA.
     create(&dir.join("ca.key"), key.serialize_pem().as_bytes(), 0o600)?;
     create(&dir.join("ca.pem"), ca.pem().as_bytes(), 0o644)
@@ -315,7 +326,7 @@ pub fn issue(dir: &Path, subject: Subject<'_>, out: &Path, validity: Validity, r
     }
     let (ca_pem, issuer) = authority(dir)?;
     let secret = match subject {
-        Subject::Host { .. } => Some(RedisSecret::load(dir)?),
+        Subject::Host { .. } => Some(RedisSecrets::load(dir)?),
         Subject::Operator { .. } => None,
     };
     for file in ["cert.pem", "key.pem"] {

@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use redmesh_api::control::{
-    ClusterCheck, ClusterCreate, ClusterStatus, ControlReply, ControlRequest, HostRemove, Members, Refusal,
-    RefusalKind, RunDetail, RunRef, RunView, ShareRequest, TokenCreate, VerifyRequest,
+    ClusterCheck, ClusterCreate, ClusterStatus, ControlReply, ControlRequest, HostRemove, Members,
+    OperatorRevoke, Refusal, RefusalKind, RunDetail, RunRef, RunView, ShareRequest, TokenCreate,
+    VerifyRequest,
 };
 use redmesh_api::join::{CaPin, TokenId, TokenRecord};
-use redmesh_api::level::{ClusterPlan, ClusterSpec, RemovedHost};
+use redmesh_api::level::{ClusterPlan, ClusterSpec, RemovedHost, RevokedOperator};
 use redmesh_api::preflight::{Check, Finding, Report};
 use redmesh_api::run::{Run, RunSpec};
 use redmesh_api::tls::{Identity, Role};
@@ -95,6 +96,8 @@ pub struct RemovedReply {
     pub host: RemovedHost,
     /// Whether that is new.
     pub fresh: bool,
+    /// Nodes that it has in the plan.
+    pub nodes: u32,
     /// What is left to do, in words.
     pub notes: Vec<String>,
 }
@@ -206,8 +209,29 @@ impl Session {
     /// Has a host refused for good.
     pub async fn host_remove(&mut self, request: HostRemove) -> Result<RemovedReply, SessionError> {
         match self.request_of_coordinator(&ControlRequest::HostRemove(request)).await? {
-            ControlReply::Removed { host, fresh, notes } => Ok(RemovedReply { host, fresh, notes }),
+            ControlReply::Removed { host, fresh, nodes, notes } => {
+                Ok(RemovedReply { host, fresh, nodes, notes })
+            }
             _ => Err(self.unexpected("HostRemove")),
+        }
+    }
+
+    /// Has an operator's certificates of until now refused.
+    pub async fn operator_revoke(
+        &mut self,
+        request: OperatorRevoke,
+    ) -> Result<RevokedOperator, SessionError> {
+        match self.request_of_coordinator(&ControlRequest::OperatorRevoke(request)).await? {
+            ControlReply::Revoked(operator) => Ok(operator),
+            _ => Err(self.unexpected("OperatorRevoke")),
+        }
+    }
+
+    /// Operators whose earlier certificates are refused.
+    pub async fn operators(&mut self) -> Result<Vec<RevokedOperator>, SessionError> {
+        match self.request(&ControlRequest::OperatorList).await? {
+            ControlReply::Operators(revoked) => Ok(revoked),
+            _ => Err(self.unexpected("OperatorList")),
         }
     }
 

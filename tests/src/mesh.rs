@@ -435,9 +435,14 @@ impl Mesh {
 
     /// A command in the background, asking `host`; its output is piped.
     pub fn ctl_spawn_at(&self, host: usize, args: &[&str]) -> Child {
+        self.ctl_spawn_as("tester", host, args)
+    }
+
+    /// The same by the identity that `pki issue` made for `who`.
+    pub fn ctl_spawn_as(&self, who: &str, host: usize, args: &[&str]) -> Child {
         self.command(None, binary("redmeshctl"))
             .args(["--agent", &self.agent_addr(host), "--identity"])
-            .arg(self.dir().join("pki/tester"))
+            .arg(self.dir().join("pki").join(who))
             .args(args)
             .current_dir(self.dir())
             .stdin(Stdio::null())

@@ -1,7 +1,6 @@
 //! Removing a host for good: what speaks against it, that everybody refuses it from then on,
 //! what it says itself, and how it joins again as another.
 
-use std::process::Command;
 use std::time::Duration;
 
 use redmesh_tests::{Mesh, MeshBuilder, until};
@@ -61,8 +60,6 @@ fn a_removed_host_is_refused_by_all_for_good_and_joins_again_as_another() {
 
     let words = refused(&mesh, 0, &["members", "remove", "host-9"]);
     assert!(words.contains("host-1, host-2, host-3, host-4") && words.contains("--force unknown"), "{words}");
-    let words = refused(&mesh, 0, &["members", "remove", &named(coordinator)]);
-    assert!(words.contains("coordinates at the moment: stop its agent"), "{words}");
     let words = refused(&mesh, gone, &["members", "remove", &named(gone)]);
     assert!(words.contains("ask another one"), "{words}");
     let words = refused(&mesh, 0, &["members", "remove", &named(gone)]);
@@ -95,17 +92,11 @@ fn a_removed_host_is_refused_by_all_for_good_and_joins_again_as_another() {
     let again = mesh.json_at(0, &["members", "remove", &named(gone)]);
     assert_eq!((&again["fresh"], &again["host"]), (&Value::Bool(false), &removed["host"]));
 
-    // What is left to do is said, and does it; the account of a run closes without the host.
-    let password = mesh.redis_password();
-    for command in removed["notes"].as_array().expect("notes").iter().filter_map(Value::as_str) {
-        if command.starts_with("redis-cli ") {
-            Command::new("sh")
-                .args(["-c", command])
-                .env("REDISCLI_AUTH", &password)
-                .output()
-                .expect("a shell");
-        }
-    }
+    // Its servers, which still run, are forgotten by all the others, and the command said so; the
+    // account of a run closes without the host.
+    assert_eq!(removed["nodes"], 2);
+    assert_eq!((&removed["forgetting"]["hosts"], &removed["forgetting"]["of"]), (&3.into(), &3.into()));
+    assert_eq!(removed["forgetting"]["left"], Value::Array(Vec::new()));
     until("the cluster to be whole without it", SOON, || {
         let check = mesh.try_json_at(0, &["cluster", "check"])?;
         let known = |it: &Value| it["known_nodes"] == 6;
@@ -135,8 +126,45 @@ fn a_removed_host_is_refused_by_all_for_good_and_joins_again_as_another() {
     // By name of the check, also one that still holds slots.
     let remove = ["members", "remove", &named(forced)];
     assert!(refused(&mesh, 0, &remove).contains("--force slots"));
-    mesh.ok_at(0, &[&remove[..], &["--force", "slots"]].concat());
+    let said = mesh.ok_at(0, &[&remove[..], &["--force", "slots"]].concat());
+    assert!(said.contains("is not forgotten yet, it holds") && said.contains("slots: move them"), "{said}");
     assert_eq!(mesh.await_agent_end(forced), Some(EXIT_REMOVED));
     mesh.await_members(3);
     assert_eq!(member(&mesh, &named(forced)), None);
+}
+
+#[test]
+fn the_coordinator_hands_over_and_is_removed_and_its_servers_are_forgotten() {
+    let mut mesh = MeshBuilder::new(4).ready();
+    mesh.ok_at(0, &["cluster", "create", "--instances-per-host", "1", "--replicas", "1"]);
+    let coordinator = until("a coordinator", SOON, || mesh.coordinator_at(0));
+    let asked = (coordinator + 1) % 4;
+    let words = refused(&mesh, coordinator, &["members", "remove", &named(coordinator)]);
+    assert!(words.contains("ask another one"), "{words}");
+    until("replicas elsewhere to hold its slots", SOON, || {
+        let ip = mesh.ip(coordinator);
+        let all = mesh.try_json_at(asked, &["cluster", "check"])?["instances"].as_array().cloned()?;
+        let held = all.iter().find(|it| {
+            it["primary"] == true
+                && it["addr"].as_str().is_some_and(|addr| addr.starts_with(&format!("{ip}:")))
+        });
+        let Some(held) = held else { return Some(()) };
+        let replica = all.iter().find(|it| it["primary_id"] == held["node_id"])?;
+        let (ip, port) = replica["addr"].as_str()?.rsplit_once(':')?;
+        let failover = ["-h", ip, "-p", port, "CLUSTER", "FAILOVER"];
+        mesh.redis_cli_command().args(failover).output().expect("run redis-cli");
+        None
+    });
+    let removed = mesh.json_at(asked, &["members", "remove", &named(coordinator)]);
+    assert_eq!(removed["fresh"], true);
+    assert_eq!(removed["forgetting"]["left"], Value::Array(Vec::new()), "{removed}");
+    assert_eq!(mesh.await_agent_end(coordinator), Some(EXIT_REMOVED));
+    assert!(mesh.log(coordinator).contains("handing leadership over"), "{}", mesh.log(coordinator));
+    let next = until("another coordinator", SOON, || mesh.coordinator_at(asked));
+    assert_ne!(next, coordinator);
+    // The cluster serves without it, and a minute's ban is not what keeps it forgotten.
+    mesh.ok_at(asked, &["run", "start", "--workers", "10", "--writes", "2000"]);
+    let check = mesh.json_at(asked, &["cluster", "check"]);
+    let knows = |it: &Value| it["known_nodes"] == 3;
+    assert!(check["instances"].as_array().expect("instances").iter().all(knows), "{check}");
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rcgen::{CertificateParams, Issuer, KeyPair};
 use redmesh_agent::peer::{PeerReply, PeerRequest};
-use redmesh_agent::transport::quic::{LocalPeer, QuicOptions, QuicTransport};
+use redmesh_agent::transport::quic::{Barred, LocalPeer, QuicOptions, QuicTransport};
 use redmesh_agent::transport::{Transport, TransportError};
 use redmesh_api::codec::{self, Channel};
 use redmesh_api::frames;
@@ -129,7 +129,7 @@ fn agent(mesh: &Mesh, host: usize, identity: &Path) -> Arc<QuicTransport> {
         host_secret: [7; 32],
         local: LocalPeer { id: HostId(7 + host as u32), boot_id: 1, mesh_name: "test".to_owned() },
         mesh_id: watch::channel(None).1,
-        removed: watch::channel(Vec::new()).1,
+        barred: watch::channel(Barred::default()).1,
         wire: None,
     })
     .expect("binds")

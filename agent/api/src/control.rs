@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{HostId, MeshId};
 use crate::join::{TokenId, TokenRecord};
-use crate::level::{ClusterPlan, ClusterSpec, PlanStage, RemovedHost, Stamp};
+use crate::level::{ClusterPlan, ClusterSpec, PlanStage, RemovedHost, RevokedOperator, Stamp};
 use crate::preflight::{Check, Finding, Report};
 use crate::run::{LatencySummary, Run, RunSpec, ShareDetail, Tally};
 
@@ -52,6 +52,10 @@ pub enum ControlRequest {
     TokenList,
     /// Let nobody in any more by this token. → `Token`
     TokenRevoke(TokenId),
+    /// Refuse an operator's certificates that were issued until now. → `Revoked`
+    OperatorRevoke(OperatorRevoke),
+    /// Whose certificates are refused? → `Operators`
+    OperatorList,
 }
 
 impl ControlRequest {
@@ -74,6 +78,8 @@ impl ControlRequest {
             Self::TokenCreate(_) => "TokenCreate",
             Self::TokenList => "TokenList",
             Self::TokenRevoke(_) => "TokenRevoke",
+            Self::OperatorRevoke(_) => "OperatorRevoke",
+            Self::OperatorList => "OperatorList",
         }
     }
 
@@ -88,7 +94,8 @@ impl ControlRequest {
             | Self::RunVerify(_)
             | Self::RunStop(_)
             | Self::TokenCreate(_)
-            | Self::TokenRevoke(_) => true,
+            | Self::TokenRevoke(_)
+            | Self::OperatorRevoke(_) => true,
             Self::Members
             | Self::Doctor(_)
             | Self::ClusterStatus
@@ -96,7 +103,8 @@ impl ControlRequest {
             | Self::RunList
             | Self::RunShow { .. }
             | Self::RunDetail(_)
-            | Self::TokenList => false,
+            | Self::TokenList
+            | Self::OperatorList => false,
         }
     }
 }
@@ -126,6 +134,32 @@ impl RemovalCheck {
         match self {
             Self::Slots => "slots",
             Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// An operator whose certificates are to be refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OperatorRevoke {
+    /// The name in them.
+    pub name: String,
+    /// Checks that don't stop it when they fail.
+    pub force: Vec<RevocationCheck>,
+}
+
+/// What keeps an operator from being revoked unless it is overridden by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RevocationCheck {
+    /// Whoever asks bears the name, and would be refused from then on.
+    Itself,
+}
+
+impl RevocationCheck {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Itself => "self",
         }
     }
 }
@@ -196,6 +230,9 @@ pub enum ControlReply {
         host: RemovedHost,
         /// False when it was so before.
         fresh: bool,
+        /// Nodes that it has in the plan: its hosts have their instances forget them, see
+        /// [`HostProgress::forgotten`].
+        nodes: u32,
         /// What is left to do, in words.
         notes: Vec<String>,
     },
@@ -228,6 +265,10 @@ pub enum ControlReply {
     Token(TokenRecord),
     /// See [`ControlRequest::TokenList`].
     Tokens(Vec<TokenRecord>),
+    /// See [`ControlRequest::OperatorRevoke`].
+    Revoked(RevokedOperator),
+    /// See [`ControlRequest::OperatorList`]; by name.
+    Operators(Vec<RevokedOperator>),
     /// Not done, and why.
     Refused(Refusal),
 }
@@ -313,6 +354,17 @@ pub struct Member {
     pub http_addr: Option<SocketAddr>,
     /// First problem that it reports, with the remedy.
     pub problem: Option<String>,
+    /// Which secrets of the redis-servers' passwords are good there, as far as it has said.
+    pub secrets: Option<SecretState>,
+}
+
+/// Which secrets are good on one host: fingerprints, which lead back to none.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretState {
+    /// What all of its running servers accept, the newest first; at most two.
+    pub accepts: Vec<String>,
+    /// The one that its replicas use, once all hosts accept that.
+    pub replicates: Option<String>,
 }
 
 /// What the failure detector says.
@@ -359,6 +411,12 @@ pub struct HostProgress {
     pub agreed: u32,
     /// Instances that aren't there yet, with the reason and the remedy; bounded.
     pub problems: Vec<String>,
+    /// Whether it was removed from the mesh.
+    pub removed: bool,
+    /// Removed hosts whose nodes none of its instances knows any more.
+    pub forgotten: Vec<HostId>,
+    /// Why it does not have such a node forgotten, and the remedy.
+    pub withheld: Option<String>,
 }
 
 impl HostProgress {

@@ -56,6 +56,9 @@ pub struct Level {
     pub tokens: Vec<TokenRecord>,
     /// Hosts that are refused for good, oldest first; at most [`crate::limits::REMOVED_MAX`].
     pub removed: Vec<RemovedHost>,
+    /// Operators whose earlier certificates are refused for good, by name; at most
+    /// [`crate::limits::REVOKED_MAX`].
+    pub revoked: Vec<RevokedOperator>,
 }
 
 impl Level {
@@ -83,6 +86,17 @@ pub struct RemovedHost {
     /// where another host bears the name.
     pub certificates: bool,
     /// When, Unix milliseconds by the coordinator's clock.
+    pub at_unix_ms: u64,
+}
+
+/// An operator whose certificates an operator has taken back: those that were issued until
+/// then, whether they let change things or only look. Later ones of the same name are good.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevokedOperator {
+    /// The certificates' name.
+    pub name: String,
+    /// When, Unix milliseconds by the coordinator's clock; the latest time, where it was
+    /// done more than once.
     pub at_unix_ms: u64,
 }
 

@@ -19,6 +19,9 @@ pub const RUNS_KEPT_MAX: usize = 20;
 /// Removed hosts that are remembered: each is refused for good.
 pub const REMOVED_MAX: usize = 256;
 
+/// Operators that are remembered as revoked: each for good.
+pub const REVOKED_MAX: usize = 256;
+
 /// Instances that one host may bear: data ports must stay below the bus ports.
 pub const INSTANCES_PER_HOST_MAX: u16 = 1000;
 

@@ -4,6 +4,8 @@
 //! Two passwords are derived from it (HMAC-SHA256): the agents' own, and the one that
 //! clients get. Neither leads back to the secret or to the other, so whoever is given the
 //! clients' can be locked out without the agents noticing. Never shown by `Debug`.
+//!
+//! While one secret takes another's place both are good, and the file holds both.
 
 use std::fmt;
 use std::io::Read;
@@ -22,6 +24,9 @@ pub const REDIS_SECRET_FILE: &str = "redis.secret";
 pub const AGENT_USER: &str = "redmesh";
 
 const SECRET_BYTES: usize = 32;
+
+/// Digits of a fingerprint.
+const FINGERPRINT_DIGITS: usize = 8;
 
 /// A file of more bytes is none of ours.
 const FILE_BYTES_MAX: u64 = 1024;
@@ -51,7 +56,7 @@ pub enum SecretError {
     },
     /// Not what `pki init` writes.
     #[error(
-        "{} does not hold {} hexadecimal digits: copy it again from where `redmeshctl pki init` wrote it",
+        "{} does not hold a secret of {} hexadecimal digits, nor two, a line each: copy it again from where `redmeshctl pki init` wrote it",
         .path.display(), SECRET_BYTES * 2
     )]
     Malformed {
@@ -81,6 +86,66 @@ impl RedisSecret {
         Ok(Self(bytes))
     }
 
+    /// By which people tell one secret from another; it leads back to none.
+    pub fn fingerprint(&self) -> String {
+        let mut text = self.derived(b"redmesh redis secret's fingerprint");
+        text.truncate(FINGERPRINT_DIGITS);
+        text
+    }
+
+    /// Password of the user [`AGENT_USER`].
+    pub fn agent_password(&self) -> String {
+        self.derived(b"redmesh redis password of the agents")
+    }
+
+    /// Password of the default user: what clients say with a bare `AUTH`.
+    pub fn client_password(&self) -> String {
+        self.derived(b"redmesh redis password of clients")
+    }
+
+    /// The agents' password as an ACL rule may hold it: `#` and its SHA-256.
+    pub fn agent_password_rule(&self) -> String {
+        rule(&self.agent_password())
+    }
+
+    /// The clients' password as an ACL rule may hold it.
+    pub fn client_password_rule(&self) -> String {
+        rule(&self.client_password())
+    }
+
+    fn line(&self) -> String {
+        format!("{}\n", hex(&self.0))
+    }
+
+    fn derived(&self, label: &[u8]) -> String {
+        hex(hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &self.0), label).as_ref())
+    }
+}
+
+fn rule(password: &str) -> String {
+    format!("#{}", hex(digest::digest(&digest::SHA256, password.as_bytes()).as_ref()))
+}
+
+/// The secrets that are good: one, or two while one takes the other's place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RedisSecrets {
+    newest: RedisSecret,
+    former: Option<RedisSecret>,
+}
+
+impl From<RedisSecret> for RedisSecrets {
+    fn from(newest: RedisSecret) -> Self {
+        Self { newest, former: None }
+    }
+}
+
+impl RedisSecrets {
+    /// `newest`, and `former` beside it where that is another one.
+    pub fn with(newest: RedisSecret, former: Option<RedisSecret>) -> Self {
+        let former = former.filter(|former| *former != newest);
+        Self { newest, former }
+    }
+
     /// Reads [`REDIS_SECRET_FILE`] in `dir`; it must be its owner's alone.
     pub fn load(dir: &Path) -> Result<Self, SecretError> {
         let path = dir.join(REDIS_SECRET_FILE);
@@ -96,34 +161,35 @@ impl RedisSecret {
         Self::parse(&text).ok_or(SecretError::Malformed { path })
     }
 
-    /// What the file holds.
+    /// What the file holds: a line for each, the newest first.
     pub fn file_text(&self) -> String {
-        format!("{}\n", hex(&self.0))
+        self.all().map(RedisSecret::line).collect()
     }
 
-    /// Reads [`RedisSecret::file_text`] back.
+    /// Reads [`RedisSecrets::file_text`] back.
     pub fn parse(text: &str) -> Option<Self> {
-        from_hex(text.trim_ascii_end()).map(Self)
+        let mut lines = text.trim_ascii_end().split('\n').map(|line| from_hex(line).map(RedisSecret));
+        let newest = lines.next()??;
+        let former = match lines.next() {
+            None => None,
+            Some(line) => Some(line?),
+        };
+        lines.next().is_none().then(|| Self::with(newest, former))
     }
 
-    /// Password of the user [`AGENT_USER`].
-    pub fn agent_password(&self) -> String {
-        self.derived(b"redmesh redis password of the agents")
+    /// The one to be used.
+    pub fn newest(&self) -> &RedisSecret {
+        &self.newest
     }
 
-    /// Password of the default user: what clients say with a bare `AUTH`.
-    pub fn client_password(&self) -> String {
-        self.derived(b"redmesh redis password of clients")
+    /// The one whose place it takes, while that is still good.
+    pub fn former(&self) -> Option<&RedisSecret> {
+        self.former.as_ref()
     }
 
-    /// The agents' password as an ACL rule may hold it: `#` and its SHA-256.
-    pub fn agent_password_rule(&self) -> String {
-        let sum = digest::digest(&digest::SHA256, self.agent_password().as_bytes());
-        format!("#{}", hex(sum.as_ref()))
-    }
-
-    fn derived(&self, label: &[u8]) -> String {
-        hex(hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &self.0), label).as_ref())
+    /// All that are good, the newest first.
+    pub fn all(&self) -> impl Iterator<Item = &RedisSecret> {
+        std::iter::once(&self.newest).chain(&self.former)
     }
 }
 
@@ -136,24 +202,39 @@ mod tests {
     #[test]
     fn a_secret_comes_back_from_its_file_and_shows_nowhere() {
         let dir = tempfile::tempdir().unwrap();
-        let secret = RedisSecret::generate().unwrap();
-        assert_ne!(secret, RedisSecret::generate().unwrap());
+        let secret = RedisSecrets::from(RedisSecret::generate().unwrap());
+        assert_ne!(secret.newest, RedisSecret::generate().unwrap());
         let path = dir.path().join(REDIS_SECRET_FILE);
-        assert!(matches!(RedisSecret::load(dir.path()), Err(SecretError::Read { .. })));
+        assert!(matches!(RedisSecrets::load(dir.path()), Err(SecretError::Read { .. })));
         fs::write(&path, secret.file_text()).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
-        let error = RedisSecret::load(dir.path()).unwrap_err();
+        let error = RedisSecrets::load(dir.path()).unwrap_err();
         assert!(error.to_string().contains("has mode 0640"), "{error}");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        assert_eq!(RedisSecret::load(dir.path()).unwrap(), secret);
+        assert_eq!(RedisSecrets::load(dir.path()).unwrap(), secret);
         let text = secret.file_text();
-        for wrong in ["", "ab", &text[1..], &format!("{text}{text}"), &"g".repeat(64), &"é".repeat(32)] {
+        let three = format!("{text}{text}{text}");
+        for wrong in ["", "ab", &text[1..], &three, &format!("{text}ab"), &"g".repeat(64), &"é".repeat(32)] {
             fs::write(&path, wrong).unwrap();
-            let error = RedisSecret::load(dir.path()).unwrap_err();
+            let error = RedisSecrets::load(dir.path()).unwrap_err();
             assert!(matches!(error, SecretError::Malformed { .. }), "{wrong:?}: {error}");
         }
         let shown = format!("{secret:?}");
         assert!(!shown.contains(&text[..8]), "{shown}");
+    }
+
+    #[test]
+    fn two_secrets_stand_in_the_file_the_newest_first() {
+        let (one, two) = (RedisSecret([1; 32]), RedisSecret([2; 32]));
+        let both = RedisSecrets::with(two.clone(), Some(one.clone()));
+        let text = both.file_text();
+        assert!(text.starts_with("0202") && text.lines().count() == 2, "{text}");
+        assert_eq!(RedisSecrets::parse(&text), Some(both.clone()));
+        assert_eq!(both.all().collect::<Vec<_>>(), [&two, &one]);
+        assert_eq!(RedisSecrets::with(one.clone(), Some(one.clone())), one.clone().into());
+        assert_eq!(RedisSecrets::parse(&format!("{}{}", one.line(), one.line())), Some(one.clone().into()));
+        assert_ne!(one.fingerprint(), two.fingerprint());
+        assert!(one.fingerprint().len() == 8 && !one.agent_password().starts_with(&one.fingerprint()));
     }
 
     #[test]

@@ -249,12 +249,21 @@ fn removed() -> Vec<RemovedHost> {
     vec![host(Some(HostId(3)), true), host(None, false)]
 }
 
+fn revoked() -> Vec<RevokedOperator> {
+    vec![RevokedOperator { name: "bob".to_owned(), at_unix_ms: u64::MAX }]
+}
+
 fn requests() -> Vec<ControlRequest> {
     let share = |run, writes| ShareRequest { run, host: "host-11".to_owned(), workers: 200, writes };
     let verify = |run, sample| VerifyRequest { run, sample, workers: 2000 };
     let starts = jobs().into_iter().map(|job| ControlRequest::RunStart(spec(job)));
     let others = vec![
         ControlRequest::Members,
+        ControlRequest::OperatorList,
+        ControlRequest::OperatorRevoke(OperatorRevoke {
+            name: "bob".to_owned(),
+            force: vec![RevocationCheck::Itself],
+        }),
         ControlRequest::HostRemove(HostRemove {
             host: "host-3".to_owned(),
             force: vec![RemovalCheck::Slots, RemovalCheck::Unknown],
@@ -297,6 +306,7 @@ fn replies() -> Vec<ControlReply> {
         version: "0.1.0".to_owned(),
         http_addr: None,
         problem: Some("disk full".to_owned()),
+        secrets: Some(SecretState { accepts: vec!["0a1b2c3d".to_owned()], replicates: None }),
     };
     let progress = HostProgress {
         id: HostId(7),
@@ -308,6 +318,9 @@ fn replies() -> Vec<ControlReply> {
         up: 1,
         agreed: 0,
         problems: vec!["port taken".to_owned()],
+        removed: false,
+        forgotten: vec![HostId(3)],
+        withheld: Some("it holds slots".to_owned()),
     };
     let instance = InstanceView {
         host: HostId(7),
@@ -372,7 +385,14 @@ fn replies() -> Vec<ControlReply> {
         ControlReply::Tokens(vec![token()]),
         ControlReply::Refused(Refusal { kind: RefusalKind::Deadline, message: "late".to_owned() }),
         ControlReply::Refused(Refusal { kind: RefusalKind::Preflight, message: "memory".to_owned() }),
-        ControlReply::Removed { host: removed().remove(0), fresh: true, notes: vec!["forget".to_owned()] },
+        ControlReply::Revoked(revoked().remove(0)),
+        ControlReply::Operators(revoked()),
+        ControlReply::Removed {
+            host: removed().remove(0),
+            fresh: true,
+            nodes: 2,
+            notes: vec!["forget".to_owned()],
+        },
     ]
 }
 
@@ -437,6 +457,7 @@ fn levels_with_every_outcome_come_back() {
         runs: outcomes.into_iter().map(run).collect(),
         tokens: vec![token()],
         removed: removed(),
+        revoked: revoked(),
     };
     let bytes = codec::encode(&level).expect("encodes");
     assert_eq!(codec::decode::<Level>(&bytes).expect("decodes"), level);

@@ -2,6 +2,7 @@
 
 mod join;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use redmesh_api::workload::Verb;
 use super::info::InfoMap;
 use super::line::{Connections, Line};
 use super::topology::{ClusterInfo, Topology, TopologyError};
-use crate::login::Login;
+use crate::login::Logins;
 
 /// From dialling to a connection that has said hello.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -75,7 +76,7 @@ pub enum AdminError {
 #[derive(Debug, Clone)]
 pub struct AdminOptions {
     /// What instances want to be told first, if anything.
-    pub login: Option<Login>,
+    pub logins: Logins,
     /// Connections kept; an idle one of another instance makes room for a new one.
     pub connections_max: usize,
 }
@@ -84,7 +85,7 @@ impl Default for AdminOptions {
     /// No login; one host's instances at their most.
     fn default() -> Self {
         let connections_max = usize::from(redmesh_api::limits::INSTANCES_PER_HOST_MAX);
-        Self { login: None, connections_max }
+        Self { logins: Logins::default(), connections_max }
     }
 }
 
@@ -174,6 +175,34 @@ impl AdminPool {
             self.ask::<()>(addr, "CONFIG SET", &command).await?;
         }
         Ok(())
+    }
+
+    /// Has the instance forget another node, which it then does not take up again for a minute.
+    pub async fn cluster_forget(&self, addr: SocketAddr, node: NodeId) -> Result<(), AdminError> {
+        let mut command = redis::cmd("CLUSTER");
+        command.arg("FORGET").arg(node.to_string());
+        self.ask(addr, "CLUSTER FORGET", &command).await
+    }
+
+    /// The rules by which a user's passwords are known (`#` and a SHA-256), sorted.
+    pub async fn password_rules(&self, addr: SocketAddr, user: &str) -> Result<Vec<String>, AdminError> {
+        let mut command = redis::cmd("ACL");
+        command.arg("GETUSER").arg(user);
+        let said: Option<BTreeMap<String, redis::Value>> = self.ask(addr, "ACL GETUSER", &command).await?;
+        let hashes = said.and_then(|mut said| said.remove("passwords"));
+        let hashes: Vec<String> =
+            hashes.and_then(|value| redis::from_redis_value(value).ok()).unwrap_or_default();
+        let mut rules: Vec<_> =
+            hashes.into_iter().map(|hash| format!("#{}", hash.trim_start_matches('#'))).collect();
+        rules.sort();
+        Ok(rules)
+    }
+
+    /// Changes a user by these rules, all of them or none.
+    pub async fn set_user(&self, addr: SocketAddr, user: &str, rules: &[String]) -> Result<(), AdminError> {
+        let mut command = redis::cmd("ACL");
+        command.arg("SETUSER").arg(user).arg(rules);
+        self.ask(addr, "ACL SETUSER", &command).await
     }
 
     /// The instance's own figures, for a run's ledger.

@@ -15,8 +15,11 @@ use std::sync::{Mutex, PoisonError};
 use async_trait::async_trait;
 use redis::aio::MultiplexedConnection;
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo, Value,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ErrorKind, IntoConnectionInfo, RedisConnectionInfo,
+    Value,
 };
+
+use crate::login::Login;
 
 use super::admin::{AdminError, AdminOptions, CONNECT_TIMEOUT, RESPONSE_TIMEOUT};
 
@@ -89,8 +92,24 @@ impl Connections {
     }
 
     async fn connect(&self, addr: SocketAddr) -> Result<MultiplexedConnection, redis::RedisError> {
+        let logins = self.options.logins.get();
+        let Some((last, others)) = logins.split_last() else { return self.connect_as(addr, None).await };
+        for login in others {
+            match self.connect_as(addr, Some(login)).await {
+                Err(error) if error.kind() == ErrorKind::AuthenticationFailed => {}
+                other => return other,
+            }
+        }
+        self.connect_as(addr, Some(last)).await
+    }
+
+    async fn connect_as(
+        &self,
+        addr: SocketAddr,
+        login: Option<&Login>,
+    ) -> Result<MultiplexedConnection, redis::RedisError> {
         let mut settings = RedisConnectionInfo::default().set_skip_set_lib_name();
-        if let Some(login) = &self.options.login {
+        if let Some(login) = login {
             settings = settings.set_password(login.password());
             if let Some(user) = login.user() {
                 settings = settings.set_username(user);

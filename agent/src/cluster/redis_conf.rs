@@ -14,6 +14,8 @@ use std::path::PathBuf;
 
 use redmesh_api::secret::{AGENT_USER, RedisSecret};
 
+use crate::login::Access;
+
 /// `tcp-backlog`: the burst when all peers connect at once.
 pub const TCP_BACKLOG: u32 = 4096;
 
@@ -70,8 +72,8 @@ pub struct RedisConf {
     /// The user's directives, each with all its values (one line a value; several
     /// words in a value are several arguments). They replace a default of that name.
     pub directives: Vec<(String, Vec<String>)>,
-    /// Where the passwords come from; `None` sets none but what the directives say.
-    pub secret: Option<RedisSecret>,
+    /// Whose passwords are good; `None` sets none but what the directives say.
+    pub access: Option<Access>,
 }
 
 impl fmt::Debug for RedisConf {
@@ -295,22 +297,21 @@ impl RedisConf {
         self.somaxconn.map_or(TCP_BACKLOG, |max| max.min(TCP_BACKLOG))
     }
 
-    /// What stands in the file of passwords, but the agents' own user.
+    /// What stands in the file of passwords, but the users with more than one.
     fn access(&self) -> Vec<(&'static str, String)> {
         let mut lines = Vec::new();
-        let replicas_given = self.is_given("masterauth") || self.is_given("masteruser");
-        match &self.secret {
+        match &self.access {
             None => {
                 let password = password(&self.directives).filter(|_| !self.is_given("masterauth"));
                 lines.extend(password.map(|password| ("masterauth", password)));
             }
-            Some(secret) => {
-                if !self.is_given("requirepass") {
-                    lines.push(("requirepass", secret.client_password()));
+            Some(access) => {
+                if !self.owns_default_user() {
+                    lines.push(("requirepass", access.accepted.newest().client_password()));
                 }
-                if !replicas_given {
+                if !self.owns_primary_login() {
                     lines.push(("masteruser", AGENT_USER.to_owned()));
-                    lines.push(("masterauth", secret.agent_password()));
+                    lines.push(("masterauth", access.replicate.agent_password()));
                 }
             }
         }
@@ -319,15 +320,36 @@ impl RedisConf {
 
     /// Who may log in, and as whom replicas do so at primaries of the same mesh.
     fn push_access(&self, text: &mut String) -> Result<(), DirectiveError> {
-        if let Some(secret) = &self.secret {
+        // One directive takes one password.
+        let mut two_passwords = false;
+        if let Some(access) = &self.access {
             check_access(&self.directives)?;
-            let rules = ["on", &secret.agent_password_rule(), "~*", "&*", "+@all"].map(str::to_owned);
-            push_line(text, &format!("user {AGENT_USER}"), &rules);
+            push_line(text, &format!("user {AGENT_USER}"), &full(access, RedisSecret::agent_password_rule));
+            two_passwords = access.accepted.former().is_some() && !self.owns_default_user();
+            if two_passwords {
+                push_line(text, "user default", &full(access, RedisSecret::client_password_rule));
+            }
         }
         for (name, value) in self.access() {
-            push_line(text, name, &[value]);
+            if name != "requirepass" || !two_passwords {
+                push_line(text, name, &[value]);
+            }
         }
         Ok(())
+    }
+
+    /// Whether the directives say what password clients give, so that it isn't the mesh's.
+    pub fn owns_default_user(&self) -> bool {
+        let user = |(name, values): &(String, Vec<String>)| {
+            name.eq_ignore_ascii_case("user")
+                && values.iter().any(|value| first_word(value) == Some("default"))
+        };
+        self.is_given("requirepass") || self.directives.iter().any(user)
+    }
+
+    /// Whether the directives say as whom replicas log in.
+    pub fn owns_primary_login(&self) -> bool {
+        self.is_given("masterauth") || self.is_given("masteruser")
     }
 
     /// What a running instance has to be told once its cluster of so many is formed; what
@@ -351,6 +373,18 @@ impl RedisConf {
     fn is_given(&self, name: &str) -> bool {
         self.directives.iter().any(|(user, _)| user.eq_ignore_ascii_case(name))
     }
+}
+
+/// The rules of a user that may do everything, by either secret's password.
+fn full(access: &Access, rule: fn(&RedisSecret) -> String) -> Vec<String> {
+    let passwords = access.accepted.all().map(rule);
+    let everything = ["~*", "&*", "+@all"].map(str::to_owned);
+    std::iter::once("on".to_owned()).chain(passwords).chain(everything).collect()
+}
+
+/// A value's first word, without quotes around it.
+fn first_word(value: &str) -> Option<&str> {
+    value.split_ascii_whitespace().next().map(|word| word.trim_matches(['"', '\'']))
 }
 
 fn push_line(text: &mut String, name: &str, words: &[String]) {

@@ -2,7 +2,7 @@
 
 use redmesh_api::ids::{MeshId, NodeId, PlanId, RunId};
 use redmesh_api::join::{Enrolled, TokenId, TokenRecord};
-use redmesh_api::level::{ClusterPlan, Convergence, PlanStage, RemovedHost};
+use redmesh_api::level::{ClusterPlan, Convergence, PlanStage, RemovedHost, RevokedOperator};
 use redmesh_api::run::{Run, RunResult, RunStage, Share};
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +40,8 @@ pub enum Command {
     },
     /// Refuses a host for good.
     RemoveHost(RemovedHost),
+    /// Refuses an operator's certificates of until then.
+    RevokeOperator(RevokedOperator),
     /// Begins a run.
     StartRun(Box<Run>),
     /// Moves a run on, but not to [`RunStage::Done`]: that takes `CloseRun`.

@@ -10,8 +10,10 @@ use std::collections::BTreeSet;
 
 use redmesh_api::codec;
 use redmesh_api::ids::{NodeId, PlanId};
-use redmesh_api::level::{ClusterPlan, Formation, Level, PlanStage, RemovedHost, StageReached, Stamp};
-use redmesh_api::limits::{FRAME_BYTES_MAX, REMOVED_MAX, RUNS_KEPT_MAX, SHARES_MAX};
+use redmesh_api::level::{
+    ClusterPlan, Formation, Level, PlanStage, RemovedHost, RevokedOperator, StageReached, Stamp,
+};
+use redmesh_api::limits::{FRAME_BYTES_MAX, REMOVED_MAX, REVOKED_MAX, RUNS_KEPT_MAX, SHARES_MAX};
 use redmesh_api::run::{Job, Run, RunResult, RunStage, Share};
 
 use super::command::{Applied, Command};
@@ -70,6 +72,7 @@ fn change(level: &mut Level, command: &Command) -> Applied {
             the_plan(level, *plan).map_or_else(rejected, |known| name_nodes(known, ids, *at_unix_ms))
         }
         Command::RemoveHost(host) => remove_host(level, host),
+        Command::RevokeOperator(operator) => revoke_operator(level, operator),
         Command::StartRun(run) => start_run(level, run),
         Command::AdvanceRun { run, to } => match level.runs.iter_mut().find(|known| known.id == *run) {
             None => rejected(format!("run {run} is unknown")),
@@ -118,6 +121,27 @@ fn remove_host(level: &mut Level, host: &RemovedHost) -> Applied {
         ));
     }
     level.removed.push(host.clone());
+    Applied::Done
+}
+
+/// Each name counts once, with its latest time: a name may be revoked again after another
+/// certificate was issued to it.
+fn revoke_operator(level: &mut Level, operator: &RevokedOperator) -> Applied {
+    if let Some(known) = level.revoked.iter_mut().find(|known| known.name == operator.name) {
+        if known.at_unix_ms >= operator.at_unix_ms {
+            return Applied::Unchanged;
+        }
+        known.at_unix_ms = operator.at_unix_ms;
+        return Applied::Done;
+    }
+    if level.revoked.len() >= REVOKED_MAX {
+        return rejected(format!(
+            "the certificates of {REVOKED_MAX} operators have been revoked, no more names are remembered: make \
+             another CA instead, and issue all certificates that are to be trusted by it"
+        ));
+    }
+    level.revoked.push(operator.clone());
+    level.revoked.sort_by(|a, b| a.name.cmp(&b.name));
     Applied::Done
 }
 

@@ -64,6 +64,8 @@ pub const ELECTION_MAX: Duration = Duration::from_millis(1000);
 pub const PROPOSE_DEADLINE: Duration = Duration::from_secs(5);
 /// A change of voters is answered by then: new ones have to catch up first.
 pub const VOTERS_DEADLINE: Duration = Duration::from_secs(30);
+/// A leader that hands over waits no longer for a successor.
+pub const HAND_OVER_MAX: Duration = Duration::from_secs(10);
 /// Stopping waits no longer than this for openraft's tasks.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(5);
 /// Applied entries after which the log is folded into a snapshot.
@@ -371,6 +373,34 @@ impl Consensus {
         Ok(())
     }
 
+    /// Gives leadership up: returns once another voter leads. This host falls silent until
+    /// then, which to the others is a network that fails: whoever of them has all that was
+    /// committed is elected, as ever. (openraft 0.9 has no transfer of leadership, and a voter
+    /// that was asked to stand at once would be refused by all whose lease still runs.)
+    ///
+    /// # Errors
+    /// [`ProposeError`] where this host does not lead, nobody else votes, or nobody was
+    /// elected within [`HAND_OVER_MAX`]; it then leads as before, if it still can.
+    pub async fn hand_over(&self) -> Result<(), ProposeError> {
+        let me = self.inner.id;
+        let mut leadership = self.inner.leadership.clone();
+        let now = leadership.borrow().clone();
+        if now.leader != Some(me) {
+            return Err(ProposeError::NotLeader { leader: now.leader });
+        }
+        if !now.voters.iter().any(|voter| *voter != me) {
+            return Err(ProposeError::Voters { reason: "no other host votes".to_owned() });
+        }
+        tracing::info!("handing leadership over");
+        let _silent = Silence::begin(&self.inner.raft);
+        let succeeded = leadership.wait_for(|now| now.leader.is_some_and(|leader| leader != me));
+        match timeout(HAND_OVER_MAX, succeeded).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(ProposeError::Fatal { source: "it was shut down".into() }),
+            Err(_) => Err(ProposeError::Timeout { after: HAND_OVER_MAX }),
+        }
+    }
+
     /// Serves one request on [`codec::Channel::Raft`]; the caller has made sure that it
     /// comes from an agent.
     pub async fn handle(&self, payload: Bytes) -> Result<Vec<u8>, CodecError> {
@@ -452,6 +482,24 @@ impl Consensus {
         } else {
             ProposeError::Timeout { after }
         }
+    }
+}
+
+/// While it lasts, a leader sends no heartbeats and does not stand for election.
+struct Silence<'a>(&'a Raft);
+
+impl<'a> Silence<'a> {
+    fn begin(raft: &'a Raft) -> Self {
+        raft.runtime_config().heartbeat(false);
+        raft.runtime_config().elect(false);
+        Self(raft)
+    }
+}
+
+impl Drop for Silence<'_> {
+    fn drop(&mut self) {
+        self.0.runtime_config().heartbeat(true);
+        self.0.runtime_config().elect(true);
     }
 }
 

@@ -158,6 +158,32 @@ async fn three_hosts_elect_commit_and_name_their_leader() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_leader_hands_over_and_nothing_committed_is_lost() {
+    for voters in [2, 3] {
+        let cluster = Cluster::new(voters, voters).await;
+        let first = cluster.acting(None).await;
+        let leader = &cluster.hosts[&first].consensus;
+        let (applied, stamp) = leader.propose(found(7)).await.unwrap();
+        assert_eq!(applied, Applied::Done);
+        leader.hand_over().await.unwrap();
+        let next = cluster.acting(Some(first)).await;
+        assert_ne!(next, first);
+        cluster.all_have(stamp, cluster.hosts.keys().copied()).await;
+        let again = cluster.hosts[&first].consensus.hand_over().await.unwrap_err();
+        assert!(matches!(again, ProposeError::NotLeader { .. }), "{again}");
+        // It takes part as ever, and may come to lead again.
+        cluster.hosts[&next].consensus.hand_over().await.unwrap();
+        cluster.acting(Some(next)).await;
+        cluster.shutdown().await;
+    }
+    let alone = Cluster::new(1, 1).await;
+    alone.acting(None).await;
+    let error = alone.consensus(1).hand_over().await.unwrap_err();
+    assert!(error.to_string().contains("no other host votes"), "{error}");
+    alone.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_lone_voter_acts() {
     let cluster = Cluster::new(1, 1).await;
     let consensus = cluster.consensus(1);

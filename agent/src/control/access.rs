@@ -4,7 +4,7 @@
 //! agents a forwarded request is taken as allowed, since a host's certificate may do
 //! more than any operator's anyway.
 
-use redmesh_api::control::{ControlRequest, Refusal, RefusalKind};
+use redmesh_api::control::{ControlRequest, Refusal, RefusalKind, RevocationCheck};
 use redmesh_api::tls::Role;
 
 use crate::transport::Peer;
@@ -12,7 +12,7 @@ use crate::transport::Peer;
 /// Why `peer` may not ask `request`, if it may not.
 pub fn forbidden(peer: &Peer, request: &ControlRequest) -> Option<Refusal> {
     let reason = match peer {
-        Peer::Operator { role: Role::Operator, .. } => return None,
+        Peer::Operator { name, role: Role::Operator, .. } => return ends_itself(name, request),
         Peer::Operator { role: Role::Reader, .. } if !request.changes() => return None,
         Peer::Operator { name, role: Role::Reader, .. } => format!(
             "{} is not for the certificate of {name}, a read-only operator's: it may look at the mesh and change \
@@ -28,9 +28,25 @@ pub fn forbidden(peer: &Peer, request: &ControlRequest) -> Option<Refusal> {
     Some(Refusal { kind: RefusalKind::Forbidden, message: reason })
 }
 
+/// Why the operator `name` may not ask `request` of its own certificate.
+fn ends_itself(name: &str, request: &ControlRequest) -> Option<Refusal> {
+    let ControlRequest::OperatorRevoke(revoke) = request else { return None };
+    if revoke.name != name || revoke.force.contains(&RevocationCheck::Itself) {
+        return None;
+    }
+    let message = format!(
+        "you are {name}: this would revoke the certificate that you are asking with, and only another operator \
+         could go on; --force {} does it all the same",
+        RevocationCheck::Itself.name()
+    );
+    Some(Refusal { kind: RefusalKind::Conflict, message })
+}
+
 #[cfg(test)]
 mod tests {
-    use redmesh_api::control::{ClusterCreate, HostRemove, RunRef, ShareRequest, TokenCreate, VerifyRequest};
+    use redmesh_api::control::{
+        ClusterCreate, HostRemove, OperatorRevoke, RunRef, ShareRequest, TokenCreate, VerifyRequest,
+    };
     use redmesh_api::ids::{HostId, MeshId};
     use redmesh_api::join::TokenId;
     use redmesh_api::level::ClusterSpec;
@@ -55,6 +71,7 @@ mod tests {
             ControlRequest::RunShow { run: run.clone(), latency: true },
             ControlRequest::RunDetail(run.clone()),
             ControlRequest::TokenList,
+            ControlRequest::OperatorList,
         ];
         let spec = RunSpec::closed_loop(Workload::uuid_counter(), 1, RunUntil::Writes(1));
         let share = ShareRequest { run: run.clone(), host: "h".to_owned(), workers: 1, writes: None };
@@ -67,8 +84,23 @@ mod tests {
             ControlRequest::RunStop(run),
             ControlRequest::TokenCreate(TokenCreate { key: [1; 32], mesh: mesh(), ttl_s: 60, uses: 1 }),
             ControlRequest::TokenRevoke(TokenId::of(&[1; 32])),
+            revoke("alice", Vec::new()),
         ];
         (asking, changing)
+    }
+
+    fn revoke(name: &str, force: Vec<RevocationCheck>) -> ControlRequest {
+        ControlRequest::OperatorRevoke(OperatorRevoke { name: name.to_owned(), force })
+    }
+
+    #[test]
+    fn nobody_revokes_itself_by_mistake() {
+        let refusal = forbidden(&operator(Role::Operator), &revoke("bob", Vec::new())).expect("is refused");
+        assert_eq!(refusal.kind, RefusalKind::Conflict);
+        assert!(refusal.message.contains("you are bob") && refusal.message.contains("--force self"));
+        assert_eq!(forbidden(&operator(Role::Operator), &revoke("bob", vec![RevocationCheck::Itself])), None);
+        let reader = forbidden(&operator(Role::Reader), &revoke("bob", vec![RevocationCheck::Itself]));
+        assert_eq!(reader.map(|refusal| refusal.kind), Some(RefusalKind::Forbidden));
     }
 
     fn operator(role: Role) -> Peer {

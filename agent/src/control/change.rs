@@ -45,6 +45,7 @@ impl Control {
             ControlRequest::RunStop(run) => self.stop(&level, &run).await,
             ControlRequest::TokenCreate(create) => self.token_create(&level, &create).await,
             ControlRequest::TokenRevoke(id) => self.token_revoke(&level, id).await,
+            ControlRequest::OperatorRevoke(request) => self.operator_revoke(&request).await,
             other => refused(RefusalKind::Internal, format!("{other:?} changes nothing")),
         }
     }

@@ -10,6 +10,7 @@ pub mod change;
 pub mod check;
 pub mod doctor;
 pub mod joining;
+pub mod operators;
 pub mod removing;
 pub mod runs;
 pub mod serve;
@@ -83,6 +84,7 @@ impl Control {
             ControlRequest::RunShow { run, latency } => self.run_show(&run, latency).await,
             ControlRequest::RunDetail(run) => self.run_detail(&run).await,
             ControlRequest::TokenList => self.token_list(),
+            ControlRequest::OperatorList => self.operator_list(),
             ControlRequest::HostRemove(_)
             | ControlRequest::ClusterCreate(_)
             | ControlRequest::RunStart(_)
@@ -90,13 +92,8 @@ impl Control {
             | ControlRequest::RunShare(_)
             | ControlRequest::RunVerify(_)
             | ControlRequest::TokenCreate(_)
-            | ControlRequest::TokenRevoke(_) => {
-                if self.census.acting() {
-                    self.change(request).await
-                } else {
-                    self.forward(request).await
-                }
-            }
+            | ControlRequest::TokenRevoke(_)
+            | ControlRequest::OperatorRevoke(_) => self.pass_on(request).await,
         }
     }
 
@@ -122,14 +119,25 @@ impl Control {
         None
     }
 
-    async fn forward(&self, request: ControlRequest) -> ControlReply {
-        if let ControlRequest::HostRemove(remove) = &request
-            && self.removes_itself(remove)
-        {
-            // Its answer would be cut off with it.
-            let reason = format!("this agent is {}'s: ask another one (--agent) to remove it", remove.host);
-            return refused(RefusalKind::Conflict, reason);
+    async fn pass_on(&self, request: ControlRequest) -> ControlReply {
+        if let ControlRequest::HostRemove(remove) = &request {
+            if self.removes(remove, self.census.host) {
+                // Its answer would be cut off with it.
+                let reason =
+                    format!("this agent is {}'s: ask another one (--agent) to remove it", remove.host);
+                return refused(RefusalKind::Conflict, reason);
+            }
+            if let Some(coordinator) = self.census.coordinator()
+                && self.removes(remove, coordinator.id)
+                && let Err(reply) = self.succeed(&coordinator).await
+            {
+                return reply;
+            }
         }
+        if self.census.acting() { self.change(request).await } else { self.forward(request).await }
+    }
+
+    async fn forward(&self, request: ControlRequest) -> ControlReply {
         let Some(coordinator) = self.census.coordinator() else {
             let why = self.waiting_for().unwrap_or_else(|| "an election".to_owned());
             return refused(
@@ -175,6 +183,7 @@ impl Control {
                 version: host.facts.as_ref().map(|facts| facts.version.clone()).unwrap_or_default(),
                 http_addr: host.facts.as_ref().and_then(|facts| facts.http),
                 problem: host.observed.problems.first().cloned(),
+                secrets: host.observed.secrets.clone(),
             })
             .collect();
         members.sort_by_cached_key(|member| natural(&member.name));
@@ -213,6 +222,9 @@ impl Control {
                     up: observed.up,
                     agreed: observed.agreed,
                     problems: observed.problems,
+                    removed: level.is_removed(planned.id),
+                    forgotten: observed.forgotten,
+                    withheld: observed.withheld,
                 }
             })
             .collect();

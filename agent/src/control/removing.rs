@@ -2,10 +2,12 @@
 //! order in which it is done.
 //!
 //! The voters are changed first, while the host still takes part: a removed voter would
-//! count against the majority that the removal itself needs. Its redis-servers are left
-//! alone; what is to be done about them is said.
+//! count against the majority that the removal itself needs. A coordinator gives leadership
+//! up before it is removed. The host's redis-servers are left alone; every other host has its
+//! own forget them, see `host::forgetting`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use redmesh_api::control::{ControlReply, HostRemove, InstanceView, RefusalKind, RemovalCheck};
 use redmesh_api::ids::HostId;
@@ -16,10 +18,14 @@ use super::joining::Refused;
 use super::{Control, check, natural, refused};
 use crate::census::{CensusHost, Hosts};
 use crate::consensus::voters::voters_without;
-use crate::consensus::{Applied, Command, VoterNode};
+use crate::consensus::{Applied, Command, HAND_OVER_MAX, VoterNode};
+use crate::peer::{self, PeerReply, PeerRequest};
 
-/// Commands that a reply lists; the rest are counted.
-const LISTED_MAX: usize = 50;
+/// For another host to be elected after the coordinator has given leadership up.
+const SUCCESSION_MAX: Duration = Duration::from_secs(10);
+
+/// Between two looks at who coordinates.
+const SUCCESSION_LOOK: Duration = Duration::from_millis(50);
 
 /// Whom a request means.
 #[derive(Debug, PartialEq, Eq)]
@@ -93,53 +99,74 @@ fn slots_without(host: HostId, views: &[InstanceView]) -> usize {
 }
 
 /// What is left to do about the servers of a host that was removed.
-fn notes(plan: Option<&ClusterPlan>, level: &Level, host: HostId) -> Vec<String> {
-    let Some(plan) = plan else { return Vec::new() };
-    let nodes: Vec<_> = plan.instances_of(host).collect();
-    let stays = |id: HostId| id != host && !level.is_removed(id);
-    let entry = plan.instances.iter().find(|instance| stays(plan.host_of(instance).id));
-    let (Some(entry), false) = (entry, nodes.is_empty()) else { return Vec::new() };
-    let entry = plan.addr_of(entry);
-    let mut notes = vec![format!(
-        "its {} redis-servers are left as they are: stop them there (`systemctl stop redmesh-servers`), and let the \
-         cluster forget them, which takes a minute to be forgotten itself:",
-        nodes.len()
-    )];
-    let forget = |node| format!("redis-cli --cluster call {entry} CLUSTER FORGET {node}");
-    notes.extend(nodes.iter().take(LISTED_MAX).map(|instance| forget(instance.node_id)));
-    if nodes.len() > LISTED_MAX {
-        notes.push(format!(
-            "… and {} more, whose ids `redis-cli CLUSTER NODES` tells",
-            nodes.len() - LISTED_MAX
-        ));
+fn notes(nodes: u32) -> Vec<String> {
+    if nodes == 0 {
+        return Vec::new();
     }
-    notes
+    vec![format!(
+        "its {nodes} redis-servers are left as they are: stop them there (`systemctl stop redmesh-servers`); the \
+         others' agents have the cluster forget them"
+    )]
+}
+
+/// Nodes that a host has in the plan.
+fn nodes_of(level: &Level, host: Option<HostId>) -> u32 {
+    let planned = level.plan.iter().flat_map(|plan| host.map(|host| plan.instances_of(host).count()));
+    planned.sum::<usize>() as u32
 }
 
 impl Control {
-    /// Whether a removal names this very host.
-    pub(super) fn removes_itself(&self, request: &HostRemove) -> bool {
-        let own = self.census.hosts().get(&self.census.host).map(CensusHost::name);
-        own.as_ref() == Some(&request.host) || self.census.host.to_string() == request.host
+    /// Whether a removal names this host.
+    pub(super) fn removes(&self, request: &HostRemove, host: HostId) -> bool {
+        let name = self.census.hosts().get(&host).map(CensusHost::name);
+        name.as_ref() == Some(&request.host) || host.to_string() == request.host
+    }
+
+    /// Has the coordinator give leadership up, where it is the one to be removed, and waits
+    /// until another host coordinates.
+    pub(super) async fn succeed(&self, coordinator: &CensusHost) -> Result<(), ControlReply> {
+        let name = coordinator.name();
+        let request = PeerRequest::HandOver;
+        let deadline = HAND_OVER_MAX + peer::QUICK_DEADLINE;
+        let reason = match peer::ask(&*self.transport, coordinator.addr, &request, deadline).await {
+            Ok(PeerReply::Accepted) => None,
+            Ok(PeerReply::Refused(refusal)) => Some(refusal.message),
+            Ok(other) => Some(format!("it answered {other:?}")),
+            Err(error) => Some(crate::error_chain(&error)),
+        };
+        if let Some(reason) = reason {
+            let reason = format!(
+                "{name} coordinates, and could not hand that over to another voter first: {reason}; nothing was \
+                 changed. Or stop its agent (systemctl stop redmesh-agent): another host takes over"
+            );
+            return Err(refused(RefusalKind::Conflict, reason));
+        }
+        let until = tokio::time::Instant::now() + SUCCESSION_MAX;
+        while self.census.coordinator().is_none_or(|host| host.id == coordinator.id) {
+            if tokio::time::Instant::now() >= until {
+                let reason =
+                    format!("{name} has handed over, and nobody is known to coordinate yet: try again");
+                return Err(refused(RefusalKind::NoCoordinator, reason));
+            }
+            tokio::time::sleep(SUCCESSION_LOOK).await;
+        }
+        Ok(())
     }
 
     pub(super) async fn remove(&self, level: &Level, request: &HostRemove) -> ControlReply {
         let hosts = self.census.hosts();
         let (id, name, certificates) = match find(level, &hosts, request) {
             Ok(Target::Gone(host)) => {
-                return ControlReply::Removed { host, fresh: false, notes: Vec::new() };
+                let nodes = nodes_of(level, host.id);
+                return ControlReply::Removed { host, fresh: false, nodes, notes: Vec::new() };
             }
             Ok(Target::Host { id, name, certificates }) => (id, name, certificates),
             Err((kind, reason)) => return refused(kind, reason),
         };
         if id == Some(self.census.host) {
-            return refused(
-                RefusalKind::Conflict,
-                format!(
-                    "{name} coordinates at the moment: stop its agent (systemctl stop redmesh-agent), or cut it off; \
-                     another host takes over, and can then remove it"
-                ),
-            );
+            // Whoever is asked makes it hand over first; then it is elected again at worst.
+            let reason = format!("{name} coordinates again, nothing was changed: try again");
+            return refused(RefusalKind::NoCoordinator, reason);
         }
         let plan = level.plan.as_ref();
         if let (Some(id), Some(plan)) = (id, plan)
@@ -157,8 +184,8 @@ impl Control {
         match self.orders.commit(Command::RemoveHost(host.clone())).await {
             Ok(Applied::Done | Applied::Unchanged) => {
                 tracing::info!(host = host.name, ?id, "removed a host");
-                let notes = id.map(|id| notes(plan, level, id)).unwrap_or_default();
-                ControlReply::Removed { host, fresh: true, notes }
+                let nodes = nodes_of(level, id);
+                ControlReply::Removed { host, fresh: true, nodes, notes: notes(nodes) }
             }
             Ok(Applied::Rejected(reason)) => refused(RefusalKind::Conflict, reason),
             Err(error) => uncertain(&error),

@@ -122,6 +122,10 @@ impl Server {
             PeerRequest::Forward(request) => {
                 PeerReply::Control(Box::new(self.serve_forwarded(request).await))
             }
+            PeerRequest::HandOver => match self.consensus.hand_over().await {
+                Ok(()) => PeerReply::Accepted,
+                Err(error) => internal(&error),
+            },
             PeerRequest::Enrol { token, host } => {
                 PeerReply::Enrolled(self.control.enrol_here(token, *host).await)
             }
@@ -133,7 +137,10 @@ impl Server {
     /// agents that each take the other for the coordinator must not play ball.
     async fn serve_forwarded(&self, request: ControlRequest) -> ControlReply {
         if self.census.acting() {
-            return self.control.answer(request).await;
+            return match request.changes() {
+                true => self.control.change(request).await,
+                false => self.control.answer(request).await,
+            };
         }
         ControlReply::Refused(Refusal {
             kind: RefusalKind::NoCoordinator,

@@ -17,7 +17,7 @@ use redmesh_api::join::{
     CaPin, EXPORTER_BYTES, EXPORTER_LABEL, JOIN_PORT_DEFAULT, JoinAsk, JoinRefusal, JoinRefusalKind,
     JoinReply, JoinRequest, JoinToken, JoinedIdentity, TokenError,
 };
-use redmesh_api::secret::{REDIS_SECRET_FILE, RedisSecret};
+use redmesh_api::secret::{REDIS_SECRET_FILE, RedisSecrets};
 use redmesh_api::tls::{self, Identity, NAME_BYTES_MAX, TlsError, valid_name};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -327,7 +327,7 @@ impl Joining {
         self.write("ca.pem", joined.ca.as_bytes(), PUBLIC)?;
         if let Some(text) = &joined.redis_secret {
             let secret =
-                RedisSecret::parse(text).ok_or_else(|| useless("its redis.secret is none".to_owned()))?;
+                RedisSecrets::parse(text).ok_or_else(|| useless("its redis.secret is none".to_owned()))?;
             self.write(REDIS_SECRET_FILE, secret.file_text().as_bytes(), files::PRIVATE)?;
         }
         // Tried as a whole elsewhere first: a certificate that is there must be a good one.

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use redmesh_api::join::{EXPORTER_BYTES, Enrolled, JoinRefusal, JoinReply, JoinRequest, JoinedIdentity};
-use redmesh_api::secret::RedisSecret;
+use redmesh_api::secret::RedisSecrets;
 use time::OffsetDateTime;
 use tracing::{info, warn};
 
@@ -81,7 +81,7 @@ impl Gate {
 }
 
 fn secret(dir: &std::path::Path) -> Option<String> {
-    RedisSecret::load(dir).ok().map(|secret| secret.file_text())
+    RedisSecrets::load(dir).ok().map(|secret| secret.file_text())
 }
 
 pub(super) fn cannot_sign(error: &dyn std::error::Error) -> JoinRefusal {

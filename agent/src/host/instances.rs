@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use redmesh_api::ids::{HostId, NodeId};
 use redmesh_api::level::{ClusterPlan, Formation, Level, PlanStage, PlannedInstance, Servers};
-use redmesh_api::secret::RedisSecret;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use super::forgetting::Forgetting;
 use super::joining::Joining;
+use super::rotation::Rotating;
 use super::shares::Shares;
 use super::views::Views;
 use crate::cluster::redis_conf::LARGE_FROM;
@@ -23,6 +24,7 @@ use crate::cluster::{
 };
 use crate::facts::{self, Observed, ShareLost};
 use crate::level::LevelCell;
+use crate::login::Access;
 use crate::mesh::Mesh;
 use crate::supervisor::{
     InstanceStatus, Phase, ProcessError, Run, Supervise, SupervisorError, WantedInstance, WantedLevel,
@@ -42,8 +44,8 @@ pub struct LocalSettings {
     pub directives: watch::Receiver<Arc<Directives>>,
     /// `net.core.somaxconn`, where known.
     pub somaxconn: Option<u32>,
-    /// Where the servers' passwords come from, if they have any.
-    pub secret: Option<RedisSecret>,
+    /// Which passwords the servers accept, if they want any.
+    pub access: Option<watch::Receiver<Access>>,
 }
 
 impl fmt::Debug for LocalSettings {
@@ -141,7 +143,7 @@ pub fn conf_with(
         dir: local.data_dir.join(instance.port.to_string()),
         somaxconn: local.somaxconn,
         directives,
-        secret: local.secret.clone(),
+        access: local.access.as_ref().map(|access| access.borrow().clone()),
     }
 }
 
@@ -236,7 +238,7 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(3);
 pub async fn reconcile(
     mut levels: watch::Receiver<Arc<Level>>,
     supervisor: Arc<dyn Supervise>,
-    local: LocalSettings,
+    mut local: LocalSettings,
     refused: watch::Sender<Option<String>>,
     cancel: CancellationToken,
 ) {
@@ -248,15 +250,17 @@ pub async fn reconcile(
             directives.mark_unchanged();
             done = None;
         }
+        let access = local.access.as_mut().map(|access| access.borrow_and_update().clone());
+        let accessed = local.access.clone();
         let words = match &level.plan {
             // Servers that are somebody else's are neither started nor stopped.
             Some(plan) if plan.spec.servers == Servers::Existing => None,
             // A level that only brings other runs: a plan of a thousand instances is
             // megabytes of files, and nothing about them has changed.
-            Some(plan) if done != Some((plan.id, plan.stage)) => {
+            Some(plan) if done.as_ref() != Some(&(plan.id, plan.stage, access.clone())) => {
                 match put(plan, &*supervisor, &local).await {
                     Ok(()) => {
-                        done = Some((plan.id, plan.stage));
+                        done = Some((plan.id, plan.stage, access));
                         None
                     }
                     Err(error) => {
@@ -274,9 +278,18 @@ pub async fn reconcile(
             changed = levels.changed() => if changed.is_err() { return },
             // For the files of later starts.
             Ok(()) = directives.changed() => done = None,
+            () = changed(accessed) => {}
             () = tokio::time::sleep(pause) => {}
             () = cancel.cancelled() => return,
         }
+    }
+}
+
+/// Returns when the passwords have changed.
+async fn changed(access: Option<watch::Receiver<Access>>) {
+    let Some(mut access) = access else { return std::future::pending().await };
+    if access.changed().await.is_err() {
+        std::future::pending().await
     }
 }
 
@@ -309,6 +322,10 @@ pub struct Sources {
     pub refused: watch::Receiver<Option<String>>,
     /// Why an instance still has the settings of a cluster that is being formed.
     pub unsettled: watch::Receiver<Option<String>>,
+    /// How far a new secret is taken up.
+    pub rotating: watch::Receiver<Rotating>,
+    /// How far removed hosts are forgotten.
+    pub forgetting: watch::Receiver<Forgetting>,
     /// What is wrong with this host's share of a run.
     pub shares: Shares,
 }
@@ -325,8 +342,13 @@ pub async fn publish(host: HostId, mut sources: Sources, mesh: Mesh, cancel: Can
         let refused = sources.refused.borrow_and_update().clone();
         observed.level_lost = sources.levels.problem().map(facts::cut);
         let unsettled = sources.unsettled.borrow_and_update().clone();
-        let lost = observed.level_lost.clone();
-        for problem in lost.into_iter().chain(refused).chain(unsettled).chain(sources.shares.problem()) {
+        let Forgetting { forgotten, withheld } = sources.forgetting.borrow_and_update().clone();
+        observed.forgotten = forgotten;
+        observed.withheld = withheld.map(facts::cut);
+        let lost = observed.level_lost.clone().into_iter().chain(observed.withheld.clone());
+        let Rotating { state, problem } = sources.rotating.borrow_and_update().clone();
+        observed.secrets = state;
+        for problem in lost.chain(problem).chain(refused).chain(unsettled).chain(sources.shares.problem()) {
             observed.add_problem(problem);
         }
         observed.share_lost = sources.shares.lost();
@@ -343,6 +365,8 @@ pub async fn publish(host: HostId, mut sources: Sources, mesh: Mesh, cancel: Can
             _ = sources.joining.changed() => {}
             _ = sources.refused.changed() => {}
             _ = sources.unsettled.changed() => {}
+            _ = sources.forgetting.changed() => {}
+            _ = sources.rotating.changed() => {}
             () = tokio::time::sleep(PUBLISH_INTERVAL) => {}
             () = cancel.cancelled() => return,
         }

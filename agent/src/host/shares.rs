@@ -36,7 +36,7 @@ use crate::disk::Disk;
 use crate::facts::{self, SHARES_LOST_MAX, ShareCounts, ShareLost};
 use crate::load::ledger::{self, Recovered};
 use crate::load::{self, EXCEPTIONS_MAX, LoadEngine, ReadBackTask, ShareSpec, ShareUntil, Task, Written};
-use crate::login::Login;
+use crate::login::Logins;
 use crate::mesh::Mesh;
 use crate::peer::ShareReport;
 use local::LocalShare;
@@ -57,7 +57,7 @@ pub struct ShareSettings {
     /// Load threads, where the run doesn't say.
     pub threads: usize,
     /// What the servers want to be told first, if anything.
-    pub login: Option<Login>,
+    pub logins: Logins,
     /// Carries shares out.
     pub engine: Arc<dyn LoadEngine>,
     /// This host's.
@@ -349,7 +349,7 @@ impl Shares {
             begin: begin.into_std(),
             until,
             threads,
-            login: self.settings.login.clone(),
+            logins: self.settings.logins.clone(),
         };
         let path = load::ledger_path(&dir, epoch);
         let started = self.settings.engine.start(spec, slots.subscribe(), refresh, path);

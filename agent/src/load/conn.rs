@@ -30,8 +30,11 @@ pub(super) enum Expect {
     Lane(u32),
     /// An ASKING; the command's own reply follows.
     Asking,
-    /// The AUTH that begins a connection; what follows gets replies of its own.
-    Auth,
+    /// An AUTH that begins a connection; what follows gets replies of its own.
+    Auth {
+        /// No other login follows.
+        last: bool,
+    },
 }
 
 /// A lane's command that waits for the connection to open.
@@ -70,6 +73,8 @@ pub(super) struct Conn {
     pub dirty: bool,
     /// Whether the server has answered anything since it was dialled.
     pub answered: bool,
+    /// Whether the server has taken a login since it was dialled.
+    pub logged_in: bool,
     /// When bytes last came in, or answers began to be owed, microseconds.
     pub progress_us: u64,
     /// Operations that this server has acked.
@@ -96,6 +101,7 @@ impl Conn {
             parked: VecDeque::new(),
             dirty: false,
             answered: false,
+            logged_in: false,
             progress_us: 0,
             acked: 0,
             skim: Skim::new(),
@@ -116,6 +122,7 @@ impl Conn {
         self.stream = Some(stream);
         self.stage = Stage::Connecting(now_us);
         self.answered = false;
+        self.logged_in = false;
         Ok(())
     }
 

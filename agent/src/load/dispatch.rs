@@ -157,7 +157,8 @@ impl LoadThread {
                 conn.acked += 1;
                 self.finish(lane, Fate::Acked);
             }
-            Some(Expect::Asking | Expect::Auth) => {}
+            Some(Expect::Asking) => {}
+            Some(Expect::Auth { .. }) => self.conns[usize::from(index)].logged_in = true,
             Some(Expect::Lane(lane)) => return self.lose_step(index, lane, "+OK"),
             None => {
                 self.lose_garbage(index, b"+OK");
@@ -218,7 +219,9 @@ impl LoadThread {
             Some(Expect::Lane(lane)) => lane,
             // The command behind it gets an answer of its own.
             Some(Expect::Asking) => return true,
-            Some(Expect::Auth) => {
+            // Another one may be right, or was.
+            Some(Expect::Auth { last }) if !last || conn.logged_in => return true,
+            Some(Expect::Auth { .. }) => {
                 self.shared.note("auth", || format!("{sender}: {}", String::from_utf8_lossy(line)));
                 return true;
             }
@@ -349,9 +352,12 @@ impl LoadThread {
 
     /// The connection opened: the password and what waited for it are queued.
     pub fn unpark(&mut self, index: u16) {
-        if let Some(auth) = &self.auth {
+        // All at once: a login that fails leaves an earlier one's in force.
+        let logins = self.logins.get();
+        for (at, login) in logins.iter().enumerate() {
+            let last = at + 1 == logins.len();
             let conn = &mut self.conns[usize::from(index)];
-            conn.push(Expect::Auth, self.now_us, |out| out.extend_from_slice(auth));
+            conn.push(Expect::Auth { last }, self.now_us, |out| out.extend_from_slice(&login.command()));
             self.mark_dirty(index);
         }
         for parked in std::mem::take(&mut self.conns[usize::from(index)].parked) {
@@ -395,7 +401,7 @@ impl LoadThread {
             match expect {
                 Expect::Lane(lane) if sent => self.finish(lane, Fate::Unknown),
                 Expect::Lane(lane) => self.route(lane),
-                Expect::Asking | Expect::Auth => {}
+                Expect::Asking | Expect::Auth { .. } => {}
             }
         }
         for waiting in parked {

@@ -39,7 +39,7 @@ use std::time::{Duration, Instant};
 use redmesh_api::ids::{HostId, RunId};
 use redmesh_api::workload::Workload;
 
-use crate::login::Login;
+use crate::login::Logins;
 
 pub use engine::{Engine, ShareHandle};
 pub use running::{LoadEngine, RunningShare, ShareFigures};
@@ -91,7 +91,7 @@ pub struct ShareSpec {
     /// every further thread has connections of its own and so smaller batches.
     pub threads: usize,
     /// What connections say before anything else, if the servers want it.
-    pub login: Option<Login>,
+    pub logins: Logins,
 }
 
 /// What a share's workers do.

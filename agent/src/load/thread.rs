@@ -31,7 +31,7 @@ use super::shared::{Command, Shared, Survey};
 use super::workload::{KeyPrefix, Op, Source, worker_uuid};
 use super::written::{EXCEPTIONS_MAX, Exception};
 use super::{Limits, ShareSpec, Task};
-use crate::login::Login;
+use crate::login::Logins;
 use crate::stats::recorder::Recorder;
 
 /// The waker's token; connections use their indexes.
@@ -156,7 +156,7 @@ pub(super) struct LoadThread {
     pub dirty: Vec<u16>,
     pub poll: Poll,
     /// What each connection begins with, if anything.
-    pub auth: Option<Box<[u8]>>,
+    pub logins: Logins,
     /// When the last answer came, microseconds.
     pub last_answer_us: u64,
     phase: Phase,
@@ -243,7 +243,7 @@ impl LoadThread {
             },
             dirty: Vec::new(),
             poll,
-            auth: spec.login.as_ref().map(Login::command),
+            logins: spec.logins.clone(),
             last_answer_us: 0,
             phase: Phase::Waiting,
             begin_us: us(spec.begin.saturating_duration_since(base)),

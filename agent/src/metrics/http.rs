@@ -116,6 +116,7 @@ mod tests {
             version: "0".to_owned(),
             http_addr: http.map(|addr| addr.parse().expect("an address")),
             problem: None,
+            secrets: None,
         };
         let members = Members {
             mesh_name: "prod".to_owned(),

@@ -33,7 +33,7 @@ use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::login::Login;
+use crate::login::Logins;
 
 pub use ending::{Ended, end_all};
 pub use instance::{CRASH_WINDOW, Effect, Event, Instance};
@@ -68,7 +68,7 @@ pub struct SupervisorOptions {
     /// `MALLOC_CONF` of the servers' jemalloc; `None` leaves it its own defaults.
     pub malloc_conf: Option<String>,
     /// What servers want to be told before PING and INFO, if anything.
-    pub login: Option<Login>,
+    pub logins: Logins,
     /// Held servers that a paced level releases at a time, the next when one answers; `None`
     /// is one for each core.
     pub release_at_once: Option<usize>,
@@ -84,7 +84,7 @@ impl fmt::Debug for SupervisorOptions {
             .field("data_dir", &self.data_dir)
             .field("server", &self.server)
             .field("malloc_conf", &self.malloc_conf)
-            .field("login", &self.login)
+            .field("logins", &self.logins)
             .field("on_exit", &self.on_exit)
             .finish_non_exhaustive()
     }

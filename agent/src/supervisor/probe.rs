@@ -31,12 +31,12 @@ pub(super) async fn probe(
     addr: SocketAddr,
     pid: u32,
     clients_needed: u32,
-    login: Option<&Login>,
+    logins: &[Login],
 ) -> Result<Answer, String> {
     let talk = async {
         let stream =
             TcpStream::connect(addr).await.map_err(|error| format!("{addr} does not answer: {error}"))?;
-        talk_on(stream, addr, pid, clients_needed, login).await
+        talk_on(stream, addr, pid, clients_needed, logins).await
     };
     match tokio::time::timeout(PROBE_TIMEOUT, talk).await {
         Ok(result) => result,
@@ -50,14 +50,22 @@ async fn talk_on<S: AsyncRead + AsyncWrite + Unpin>(
     addr: SocketAddr,
     pid: u32,
     clients_needed: u32,
-    login: Option<&Login>,
+    logins: &[Login],
 ) -> Result<Answer, String> {
     let lost = |e: io::Error| format!("{addr} does not answer: {e}");
     let mut stream = BufReader::new(stream);
     let says = |words: String| format!("{addr} is not ready; it says: {words}");
-    if let Some(login) = login
-        && let Reply::Error(words) = ask(&mut stream, &login.words()).await.map_err(lost)?
-    {
+    let mut refused = None;
+    for login in logins {
+        match ask(&mut stream, &login.words()).await.map_err(lost)? {
+            Reply::Error(words) => refused = Some(words),
+            _ => {
+                refused = None;
+                break;
+            }
+        }
+    }
+    if let Some(words) = refused {
         return Err(says(format!(
             "{words} (it was started under another password, or without one: restart it to give it the agent's)"
         )));
@@ -178,7 +186,7 @@ mod tests {
         let login = Login::default_user("secret");
         redmesh_tests::fuzz::fuzz("resp", vec![], |bytes| {
             let read = tokio::io::join(bytes, tokio::io::sink());
-            let talk = talk_on(read, ([127, 0, 0, 1], 1).into(), 1, 5, Some(&login));
+            let talk = talk_on(read, ([127, 0, 0, 1], 1).into(), 1, 5, std::slice::from_ref(&login));
             match runtime.block_on(talk) {
                 Ok(answer) => assert!(!answer.run_id.contains('\n')),
                 Err(words) => assert!(!words.contains("secret"), "{words}"),

@@ -57,7 +57,7 @@ impl Bench {
             data_dir: self.data().to_owned(),
             server: None,
             malloc_conf: None,
-            login: None,
+            logins: Logins::default(),
             release_at_once: None,
             on_exit: OnExit::Leave,
             cancel: CancellationToken::new(),
@@ -399,7 +399,7 @@ async fn a_password_is_asked_for_and_used() {
     let words = until(&without, "the refusal", |now| now.iter().any(|s| s.problem.is_some())).await;
     assert!(words[0].problem.as_ref().unwrap().contains("requirepass"), "{words:?}");
     without.shutdown().await;
-    let with = SupervisorOptions { login: Some(Login::default_user("top secret")), ..bench.options() };
+    let with = SupervisorOptions { logins: Login::default_user("top secret").into(), ..bench.options() };
     assert!(!format!("{with:?}").contains("secret"));
     let with = Supervisor::start(with).unwrap();
     with.set_wanted(level).await.unwrap();

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use redmesh_api::issue::{SIGNER_CERT_FILE, SIGNER_KEY_FILE};
 use redmesh_api::join::JoinToken;
-use redmesh_api::secret::{REDIS_SECRET_FILE, RedisSecret};
+use redmesh_api::secret::{REDIS_SECRET_FILE, RedisSecrets};
 use serde::Serialize;
 
 use super::hosts::{self, HostSpec};
@@ -241,7 +241,7 @@ fn certificates(pki: &Path, host: &HostSpec) -> Result<Certificates> {
         false => None,
     };
     // One that is damaged is to be refused here, and not by the host's first start.
-    let redis_secret = RedisSecret::load(&dir)?.file_text();
+    let redis_secret = RedisSecrets::load(&dir)?.file_text();
     Ok(Certificates {
         ca: read("ca.pem")?,
         cert: read("cert.pem")?,

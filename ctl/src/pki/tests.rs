@@ -37,9 +37,9 @@ fn a_host_and_an_operator_get_identities_that_load() {
     assert_eq!((host.role(), host.name()), (Role::Host, "host-1"));
     assert!(host.names_ip("127.0.0.1".parse().unwrap()) && host.names_ip("::1".parse().unwrap()));
     assert!(!host.names_ip("127.0.0.2".parse().unwrap()));
-    let secret = RedisSecret::load(&dir).unwrap();
-    assert_eq!(RedisSecret::load(&dir.join("host-1")).unwrap(), secret);
-    assert_eq!(pki(&["redis-password", "--dir", d]).unwrap(), secret.client_password());
+    let secret = RedisSecrets::load(&dir).unwrap();
+    assert_eq!(RedisSecrets::load(&dir.join("host-1")).unwrap(), secret);
+    assert_eq!(pki(&["redis-password", "--dir", d]).unwrap(), secret.newest().client_password());
     let out = issue_operator(&dir, "ann").unwrap();
     assert!(!out.join(REDIS_SECRET_FILE).exists(), "operators get no secret");
     let operator = Identity::load(&out).unwrap();
@@ -170,4 +170,44 @@ fn fuzz_pem(der: &[u8]) -> String {
         }
     }
     text + "\n-----END CERTIFICATE-----\n"
+}
+
+#[test]
+fn another_secret_comes_in_two_steps_and_reaches_every_copy() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    init(dir, "m").unwrap();
+    issue_host(dir, "host-1", &["10.0.0.1".parse().unwrap()]).unwrap();
+    issue_operator(dir, "alice").unwrap();
+    let step =
+        |renew, finish| run(&PkiCommand::RedisSecret(RedisSecretArgs { dir: dir.to_owned(), renew, finish }));
+    let first = RedisSecrets::load(dir).unwrap();
+    let password = |former| redis_secret::password(dir, former);
+    let before = password(false).unwrap();
+    assert!(step(false, true).unwrap_err().to_string().contains("nothing is to be ended"));
+    let said = step(true, false).unwrap();
+    let both = RedisSecrets::load(dir).unwrap();
+    assert_eq!(both.former(), Some(first.newest()));
+    assert_ne!(both.newest(), first.newest());
+    let host = dir.join("host-1");
+    assert_eq!(RedisSecrets::load(&host).unwrap(), both);
+    assert!(!dir.join("alice/redis.secret").exists(), "operators get none");
+    assert!(said.contains(&both.newest().fingerprint()) && said.contains("1 hosts"), "{said}");
+    assert!(both.all().all(|secret| !said.contains(&secret.client_password())), "{said}");
+    assert_eq!(password(true).unwrap(), before);
+    assert_ne!(password(false).unwrap(), before);
+    assert!(step(true, false).unwrap_err().to_string().contains("--finish"));
+    issue_host(dir, "host-2", &["10.0.0.2".parse().unwrap()]).unwrap();
+    assert_eq!(
+        RedisSecrets::load(&dir.join("host-2")).unwrap(),
+        both,
+        "a host that comes meanwhile knows both"
+    );
+    step(false, true).unwrap();
+    for place in [dir, &host, &dir.join("host-2")] {
+        assert_eq!(RedisSecrets::load(place).unwrap(), both.newest().clone().into());
+    }
+    assert!(password(true).unwrap_err().to_string().contains("no former one"));
+    let one = RedisSecretArgs { dir: host, renew: true, finish: false };
+    assert!(run(&PkiCommand::RedisSecret(one)).unwrap_err().to_string().contains("no ca.key"));
 }

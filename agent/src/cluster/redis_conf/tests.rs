@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use redmesh_api::secret::RedisSecrets;
 
 fn conf(directives: &[(&str, &[&str])]) -> RedisConf {
     let own = |values: &[&str]| values.iter().map(|v| (*v).to_owned()).collect();
@@ -12,7 +13,7 @@ fn conf(directives: &[(&str, &[&str])]) -> RedisConf {
         dir: "/var/lib/redmesh/6379".into(),
         somaxconn: Some(4096),
         directives: directives.iter().map(|(name, values)| ((*name).to_owned(), own(values))).collect(),
-        secret: None,
+        access: None,
     }
 }
 
@@ -104,7 +105,7 @@ fn with_a_secret_agents_and_replicas_have_a_user_and_clients_a_password() {
     let rule = secret.agent_password_rule();
     let with = |directives: &[(&str, &[&str])]| {
         let mut conf = conf(directives);
-        conf.secret = Some(secret.clone());
+        conf.access = Some(RedisSecrets::from(secret.clone()).into());
         assert!(!format!("{conf:?}").contains(&client));
         conf.render().map_err(|error| error.to_string())
     };
@@ -124,7 +125,28 @@ fn with_a_secret_agents_and_replicas_have_a_user_and_clients_a_password() {
         let words = with(&[(name, &[value])]).unwrap_err();
         assert!(words.contains(name) && words.contains("redis.auth"), "{words}");
     }
-    with(&[("user", &["default off", "alice on >p ~* +@read"])]).unwrap();
+    let text = with(&[("user", &["default off", "alice on >p ~* +@read"])]).unwrap();
+    assert!(
+        !text.contains("requirepass"),
+        "whoever writes the default user's rules gives its password: {text}"
+    );
+}
+
+#[test]
+fn while_one_secret_takes_anothers_place_both_are_let_in_and_replicas_use_the_former() {
+    let (old, new) = (RedisSecret::generate().unwrap(), RedisSecret::generate().unwrap());
+    let mut conf = conf(&[]);
+    conf.access = Some(RedisSecrets::with(new.clone(), Some(old.clone())).into());
+    let text = conf.render().unwrap();
+    let user = |name: &str, rule: fn(&RedisSecret) -> String| {
+        format!("user {name} on \"{}\" \"{}\" ~* &* +@all\n", rule(&new), rule(&old))
+    };
+    assert!(text.contains(&user("redmesh", RedisSecret::agent_password_rule)), "{text}");
+    assert!(text.contains(&user("default", RedisSecret::client_password_rule)), "{text}");
+    assert!(!text.contains("requirepass"), "{text}");
+    assert!(text.contains(&format!("masterauth {}\n", old.agent_password())), "{text}");
+    conf.directives = vec![("requirepass".to_owned(), vec!["mine".to_owned()])];
+    assert!(!conf.render().unwrap().contains("user default"));
 }
 
 #[test]

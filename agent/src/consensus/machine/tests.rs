@@ -443,3 +443,25 @@ fn a_host_is_removed_once_and_the_removals_are_bounded() {
     assert!(matches!(&refused, Applied::Rejected(why) if why.contains("another CA")), "{refused:?}");
     assert_eq!(level.removed.len(), REMOVED_MAX);
 }
+
+#[test]
+fn an_operator_is_revoked_by_name_with_the_latest_time_and_the_names_are_bounded() {
+    let mut level = Level::default();
+    let revoke = |name: &str, at_unix_ms| {
+        Command::RevokeOperator(RevokedOperator { name: name.to_owned(), at_unix_ms })
+    };
+    assert_eq!(apply(&mut level, stamp(1), &revoke("bob", 5)), Applied::Done);
+    assert_eq!(apply(&mut level, stamp(2), &revoke("bob", 5)), Applied::Unchanged);
+    assert_eq!(apply(&mut level, stamp(3), &revoke("bob", 4)), Applied::Unchanged, "never an earlier time");
+    assert_eq!(apply(&mut level, stamp(4), &revoke("bob", 9)), Applied::Done, "it got a certificate since");
+    assert_eq!(level.revoked, [RevokedOperator { name: "bob".to_owned(), at_unix_ms: 9 }]);
+    for n in 1..REVOKED_MAX as u64 {
+        assert_eq!(apply(&mut level, stamp(10 + n), &revoke(&format!("n{n}"), 1)), Applied::Done);
+    }
+    let Applied::Rejected(reason) = apply(&mut level, stamp(1000), &revoke("one-more", 1)) else {
+        panic!("more than {REVOKED_MAX} names")
+    };
+    assert!(reason.contains("256 operators") && reason.contains("another CA"), "{reason}");
+    assert_eq!(apply(&mut level, stamp(1001), &revoke("n7", 2)), Applied::Done, "a known name has its place");
+    assert_eq!(level.revoked.len(), REVOKED_MAX);
+}

@@ -20,6 +20,8 @@ use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
 use super::routing::SlotMap;
+use crate::login::Logins;
+
 use super::{Engine, Limits, ShareHandle, ShareSpec, ShareUntil, Task, ledger, ledger_path};
 
 /// No condition of these tests may take longer.
@@ -72,7 +74,7 @@ pub(super) fn spec(workers: u32, until: ShareUntil) -> ShareSpec {
         begin: Instant::now(),
         until,
         threads: 1,
-        login: None,
+        logins: Logins::default(),
     }
 }
 

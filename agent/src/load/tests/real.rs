@@ -167,7 +167,7 @@ fn a_password_is_given_before_anything_else() {
         ask(*addr, "CONFIG SET requirepass \"top secret\"");
     }
     let with = |password: &str| ShareSpec {
-        login: Some(Login::default_user(password)),
+        logins: Login::default_user(password).into(),
         ..spec(100, ShareUntil::Writes(5_000))
     };
     assert!(!format!("{:?}", with("top secret")).contains("top secret"));

@@ -13,6 +13,7 @@
 //! It must never dial or wait in a gossiping caller's time, and nothing that arrives may
 //! panic or allocate beyond a bound.
 
+mod barred;
 mod expiry;
 mod gossip;
 mod hello;
@@ -21,7 +22,6 @@ mod lives;
 mod operators;
 mod pool;
 mod refusals;
-mod removal;
 mod serve;
 mod strangers;
 
@@ -44,7 +44,6 @@ use quinn_proto::HashedConnectionIdGenerator;
 use redmesh_api::codec::Channel;
 use redmesh_api::frames::{self, CLOSE_DONE, FrameError};
 use redmesh_api::ids::{HostId, MeshId};
-use redmesh_api::level::RemovedHost;
 use redmesh_api::tls::{self, Identity, Role, TlsError};
 use ring::hmac;
 use tokio::sync::{mpsc, watch};
@@ -52,8 +51,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use barred::{Barred, is_removed};
 pub use hello::{HELLO_PROTOCOL, Hello, HelloReply};
-pub use removal::is_removed;
 pub use strangers::{JoinPort, Strangers};
 
 use super::{GOSSIP_QUEUE_MAX, Handler, Peer, Presented, Transport, TransportError};
@@ -91,8 +90,8 @@ pub struct QuicOptions {
     pub local: LocalPeer,
     /// The mesh that we have joined, once we have.
     pub mesh_id: watch::Receiver<Option<MeshId>>,
-    /// Hosts that nobody speaks with any more.
-    pub removed: watch::Receiver<Vec<RemovedHost>>,
+    /// Whom nobody speaks with any more.
+    pub barred: watch::Receiver<Barred>,
     /// Carries the packets in the place of a UDP socket of ours.
     pub wire: Option<Wire>,
 }
@@ -240,7 +239,7 @@ struct Shared {
     name: String,
     local: LocalPeer,
     mesh_id: watch::Receiver<Option<MeshId>>,
-    removed: watch::Receiver<Vec<RemovedHost>>,
+    barred: watch::Receiver<Barred>,
     /// Set once another agent has said that this host was removed: its words.
     told_removed: watch::Sender<Option<String>>,
     /// Receiving and sending, bytes.
@@ -309,7 +308,7 @@ impl QuicTransport {
     /// Listens; must be called inside a tokio runtime. Requests of peers wait until
     /// [`Transport::serve`].
     pub fn bind(options: QuicOptions) -> Result<Arc<Self>, BindError> {
-        let QuicOptions { listen, mut advertise, identity, host_secret, local, mesh_id, removed, wire } =
+        let QuicOptions { listen, mut advertise, identity, host_secret, local, mesh_id, barred, wire } =
             options;
         Self::check_identity(&identity, advertise)?;
         let name = identity.name().to_owned();
@@ -342,7 +341,7 @@ impl QuicTransport {
             name,
             local,
             mesh_id,
-            removed,
+            barred,
             told_removed: watch::Sender::new(None),
             udp_buffers,
             handler: watch::Sender::new(None),

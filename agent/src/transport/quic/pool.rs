@@ -22,7 +22,6 @@ use tokio::time::{Instant, timeout};
 use super::Shared;
 use super::expiry;
 use super::hello::{self, Certified, Hello, HelloReply};
-use super::removal;
 use crate::transport::TransportError;
 
 /// From the first packet to the peer's welcome.
@@ -272,7 +271,7 @@ async fn greet(
         }
         HelloReply::Welcome(theirs) => {
             hello::judge(&theirs, certified, ours).map_err(DialError::Refused)?;
-            match removal::barred(&theirs, certified, &shared.removed.borrow()) {
+            match shared.barred.borrow().host(&theirs, certified) {
                 Some(reason) => Err(DialError::Refused(reason)),
                 None => Ok(theirs),
             }
@@ -285,10 +284,10 @@ async fn watch_link(shared: &Arc<Shared>, link: &Arc<Link>) {
     let mut mesh_id = shared.mesh_id.clone();
     let mut said_mesh = link.said_mesh;
     let mut renewed = shared.dialling.subscribe();
-    let mut removed = shared.removed.clone();
+    let mut barred = shared.barred.clone();
     loop {
-        let barred = removal::barred(&lock(&link.peer), &link.certified, &removed.borrow_and_update());
-        if let Some(reason) = barred {
+        let removed = barred.borrow_and_update().host(&lock(&link.peer), &link.certified);
+        if let Some(reason) = removed {
             shared.refusals.note(link.to, &reason);
             link.connection.close(VarInt::from_u32(CLOSE_REFUSED), reason.as_bytes());
             return;
@@ -320,7 +319,7 @@ async fn watch_link(shared: &Arc<Shared>, link: &Arc<Link>) {
                 return;
             }
             Ok(()) = mesh_id.changed() => {}
-            Ok(()) = removed.changed() => {}
+            Ok(()) = barred.changed() => {}
         }
     }
 }

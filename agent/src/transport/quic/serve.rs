@@ -25,7 +25,6 @@ use super::expiry;
 use super::hello::{self, Certified, Hello, HelloReply, Rejection};
 use super::intake::{Pending, Verdict};
 use super::operators::{Seat, Turn};
-use super::removal;
 use crate::transport::{Handler, Peer};
 
 /// Connections that others have to us.
@@ -172,6 +171,8 @@ async fn admit(shared: &Arc<Shared>, incoming: Incoming) -> Result<Inbound, Stri
     };
     let certified = Certified::of(&connection).map_err(|error| refuse(error.to_string()))?;
     if certified.role != Role::Host {
+        let revoked = shared.barred.borrow().operator(&certified);
+        revoked.map_or(Ok(()), |reason| Err(refuse(reason)))?;
         let seat = shared.operators.seat(&certified.name).inspect_err(|reason| {
             connection.close(VarInt::from_u32(CLOSE_BUSY), reason.as_bytes());
         })?;
@@ -226,7 +227,7 @@ fn judge_hello(shared: &Shared, certified: &Certified, payload: &[u8]) -> Result
     let theirs: Hello =
         codec::decode(payload).map_err(|error| Rejection::Refused(crate::error_chain(&error)))?;
     hello::judge(&theirs, certified, &shared.hello()).map_err(Rejection::Refused)?;
-    match removal::barred(&theirs, certified, &shared.removed.borrow()) {
+    match shared.barred.borrow().host(&theirs, certified) {
         Some(reason) => Err(Rejection::Removed(reason)),
         None => Ok(theirs),
     }
@@ -260,12 +261,12 @@ async fn serve_connection(shared: Arc<Shared>, inbound: Inbound) {
     let inbound = Arc::new(inbound);
     let connection = &inbound.connection;
     let mut mesh_id = shared.mesh_id.clone();
-    let mut removed = shared.removed.clone();
+    let mut barred = shared.barred.clone();
     // Bounded by the connection's stream limits.
     let mut serving = JoinSet::new();
     // Either may have become known between the hello and here.
     end_if_of_another_mesh(&shared, &inbound);
-    end_if_removed(&shared, &inbound);
+    end_if_barred(&shared, &inbound, &mut serving).await;
     let expiry = expiry::expired(&inbound.certified);
     tokio::pin!(expiry);
     let mut expired = false;
@@ -290,7 +291,7 @@ async fn serve_connection(shared: Arc<Shared>, inbound: Inbound) {
             },
             Some(ended) = serving.join_next() => log_panic(ended),
             Ok(()) = mesh_id.changed() => end_if_of_another_mesh(&shared, &inbound),
-            Ok(()) = removed.changed() => end_if_removed(&shared, &inbound),
+            Ok(()) = barred.changed() => end_if_barred(&shared, &inbound, &mut serving).await,
             () = shared.cancel.cancelled() => break,
         }
     }
@@ -330,12 +331,20 @@ fn end_if_of_another_mesh(shared: &Shared, inbound: &Inbound) {
     }
 }
 
-fn end_if_removed(shared: &Shared, inbound: &Inbound) {
-    let Some(theirs) = inbound.hello() else { return };
-    if let Some(reason) = removal::barred(&theirs, &inbound.certified, &shared.removed.borrow()) {
-        shared.refusals.note(theirs.addr, &reason);
-        inbound.connection.close(VarInt::from_u32(CLOSE_REFUSED), reason.as_bytes());
+/// Ends the connection of a removed host or a revoked operator. Nothing more is taken from
+/// it; an operator that has just revoked itself still gets the answer that says so.
+async fn end_if_barred(shared: &Shared, inbound: &Inbound, serving: &mut JoinSet<()>) {
+    let reason = match inbound.hello() {
+        Some(theirs) => shared.barred.borrow().host(&theirs, &inbound.certified),
+        None => shared.barred.borrow().operator(&inbound.certified),
+    };
+    let Some(reason) = reason else { return };
+    shared.refusals.note(inbound.connection.remote_address(), &reason);
+    if matches!(inbound.kind, Kind::Operator(_)) {
+        let answered = async { while serving.join_next().await.is_some() {} };
+        let _ = timeout(FAREWELL_TIMEOUT, answered).await;
     }
+    inbound.connection.close(VarInt::from_u32(CLOSE_REFUSED), reason.as_bytes());
 }
 
 async fn serve_request(

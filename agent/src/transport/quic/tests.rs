@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use proptest::prelude::*;
 use redmesh_api::codec::{self, CodecError, Direction, HEADER_BYTES, PROTOCOL_VERSION};
 use redmesh_api::frames::CLOSE_REFUSED;
-use redmesh_api::level::RemovedHost;
+use redmesh_api::level::{RemovedHost, RevokedOperator};
 use time::Duration as Days;
 use tracing_subscriber::fmt::MakeWriter;
 use uuid::Uuid;
@@ -62,12 +62,12 @@ struct Start {
     mesh_id: Option<MeshId>,
     identity: Option<Identity>,
     id: Option<u32>,
-    removed: watch::Receiver<Vec<RemovedHost>>,
+    barred: watch::Receiver<Barred>,
 }
 
 impl Start {
     fn new(name: &'static str, last: u8) -> Self {
-        let removed = watch::channel(Vec::new()).1;
+        let barred = watch::channel(Barred::default()).1;
         Self {
             name,
             last,
@@ -77,7 +77,7 @@ impl Start {
             mesh_id: None,
             identity: None,
             id: None,
-            removed,
+            barred,
         }
     }
 
@@ -97,7 +97,7 @@ impl Start {
                 mesh_name: self.mesh_name.into(),
             },
             mesh_id,
-            removed: self.removed.clone(),
+            barred: self.barred.clone(),
         };
         (options, mesh)
     }

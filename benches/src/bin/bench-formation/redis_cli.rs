@@ -61,7 +61,7 @@ impl Servers {
                 dir: dir.clone(),
                 somaxconn: somaxconn.as_ref().ok().and_then(|text| text.trim().parse().ok()),
                 directives: Vec::new(),
-                secret: None,
+                access: None,
             };
             std::fs::write(dir.join("redis.conf"), conf.render()?)?;
             let child = servers.spawn(&dir)?;

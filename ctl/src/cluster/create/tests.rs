@@ -57,6 +57,9 @@ fn host(name: &str, up: u32, agreed: u32) -> HostProgress {
         up,
         agreed,
         problems: Vec::new(),
+        removed: false,
+        forgotten: Vec::new(),
+        withheld: None,
     }
 }
 

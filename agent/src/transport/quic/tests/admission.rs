@@ -256,8 +256,8 @@ async fn a_renewal_replaces_links_and_loses_no_request() {
 #[tokio::test]
 async fn a_removed_host_is_cut_off_told_so_and_known_again_under_another_id() {
     let (log, _guard) = Log::begin();
-    let (remove, removed) = watch::channel(Vec::new());
-    let a = Start { removed, ..Start::new("a", 150) }.bind();
+    let (remove, barred) = watch::channel(Barred::default());
+    let a = Start { barred, ..Start::new("a", 150) }.bind();
     let (b, c) = (Node::start("b", 151), Node::start("c", 152));
     for (from, to) in [(&a, &b), (&b, &a), (&c, &a)] {
         from.ask(to, Channel::Peer, "x").await.unwrap();
@@ -265,7 +265,7 @@ async fn a_removed_host_is_cut_off_told_so_and_known_again_under_another_id() {
     let now_ms = crate::clock::now_unix_ms();
     let host =
         RemovedHost { id: Some(HostId(151)), name: "b".into(), certificates: true, at_unix_ms: now_ms };
-    remove.send_replace(vec![host]);
+    remove.send_replace(Barred { hosts: vec![host], ..Barred::default() });
     until("both connections to end", async || {
         a.quic.stats().links == 0 && b.quic.stats().links == 0 && b.quic.stats().connections == 0
     })
@@ -281,4 +281,32 @@ async fn a_removed_host_is_cut_off_told_so_and_known_again_under_another_id() {
     assert!(words(again.ask(&a, Channel::Peer, "x").await).contains("issue it another certificate"));
     c.ask(&a, Channel::Peer, "x").await.unwrap();
     close_all(&[&a, &b, &c, &again]).await;
+}
+
+#[tokio::test]
+async fn a_revoked_operator_is_cut_off_and_comes_back_with_a_later_certificate_alone() {
+    let (log, _guard) = Log::begin();
+    let (revoke, barred) = watch::channel(Barred::default());
+    let a = Start { barred, ..Start::new("a", 153) }.bind();
+    let (bob, carol) = (ca().operator("bob"), ca().operator("carol"));
+    let open = Raw::connect(&bob, 154, a.addr).await.unwrap();
+    let kept = Raw::connect(&carol, 154, a.addr).await.unwrap();
+    open.exchange(Channel::Control, b"x").await.unwrap().unwrap();
+    let until = |at_unix_ms| {
+        let bob = RevokedOperator { name: "bob".into(), at_unix_ms };
+        Barred { operators: vec![bob], ..Barred::default() }
+    };
+    revoke.send_replace(until(crate::clock::now_unix_ms()));
+    let said = open.end().await;
+    assert!(said.contains("operator bob was revoked") && said.contains("--renew"), "{said}");
+    // A client takes itself for connected until it is told.
+    let again = Raw::connect(&bob, 154, a.addr).await.unwrap();
+    assert!(again.end().await.contains("operator bob was revoked"));
+    kept.exchange(Channel::Control, b"x").await.unwrap().unwrap();
+    assert!(log.text().contains("operator bob was revoked"), "{}", log.text());
+    // The tests' certificates begin a month ago, and count as issued then.
+    revoke.send_replace(until(1));
+    let later = Raw::connect(&bob, 154, a.addr).await.unwrap();
+    later.exchange(Channel::Control, b"x").await.unwrap().unwrap();
+    close_all(&[&a]).await;
 }

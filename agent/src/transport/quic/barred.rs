@@ -1,11 +1,12 @@
-//! Hosts that were removed from the mesh: by what they are known, and what they are told.
+//! Hosts that were removed from the mesh and operators that were revoked: by what they are
+//! known, and what they are told.
 //!
 //! A host chooses its id itself, so the id alone would keep nobody out who holds a
 //! removed host's key: what counts is the certificate, by the name that the CA has signed
-//! and the time at which it did so. Pure.
+//! and the time at which it did so. An operator has nothing else. Pure.
 
 use redmesh_api::ids::HostId;
-use redmesh_api::level::RemovedHost;
+use redmesh_api::level::{Level, RemovedHost, RevokedOperator};
 use redmesh_api::tls;
 use rustls::pki_types::CertificateDer;
 
@@ -17,12 +18,47 @@ pub fn is_removed(id: HostId, name: &str, chain: &[CertificateDer<'_>], removed:
     by_id_and_certificate(id, name, tls::issued_unix_ms(chain), removed) != (false, false)
 }
 
-/// Why the agent with these two is refused, if it was removed.
-pub fn barred(theirs: &Hello, certified: &Certified, removed: &[RemovedHost]) -> Option<String> {
-    if removed.is_empty() {
-        return None;
+/// Whom nobody speaks with any more.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Barred {
+    /// See [`Level::removed`].
+    pub hosts: Vec<RemovedHost>,
+    /// See [`Level::revoked`].
+    pub operators: Vec<RevokedOperator>,
+}
+
+impl Barred {
+    /// Those of a level.
+    pub fn of(level: &Level) -> Self {
+        Self { hosts: level.removed.clone(), operators: level.revoked.clone() }
     }
-    judge(theirs, &certified.name, tls::issued_unix_ms(certified.chain()), removed)
+
+    /// Why the agent with these two is refused, if it was removed.
+    pub(super) fn host(&self, theirs: &Hello, certified: &Certified) -> Option<String> {
+        if self.hosts.is_empty() {
+            return None;
+        }
+        judge(theirs, &certified.name, tls::issued_unix_ms(certified.chain()), &self.hosts)
+    }
+
+    /// Why the operator with this certificate is refused, if it was revoked.
+    pub(super) fn operator(&self, certified: &Certified) -> Option<String> {
+        if self.operators.is_empty() {
+            return None;
+        }
+        judge_operator(&certified.name, tls::issued_unix_ms(certified.chain()), &self.operators)
+    }
+}
+
+fn judge_operator(name: &str, issued_unix_ms: u64, revoked: &[RevokedOperator]) -> Option<String> {
+    let earlier =
+        |operator: &&RevokedOperator| operator.name == name && issued_unix_ms <= operator.at_unix_ms;
+    revoked.iter().find(earlier).map(|_| {
+        format!(
+            "this certificate of operator {name} was revoked: whoever is to go on as {name} needs another one \
+             (`redmeshctl pki issue --operator {name} --renew`)"
+        )
+    })
 }
 
 fn judge(theirs: &Hello, name: &str, issued_unix_ms: u64, removed: &[RemovedHost]) -> Option<String> {
@@ -95,5 +131,20 @@ mod tests {
         assert_eq!(barred(8, 101, removed(Some(7), true)), None, "a new host with a new certificate");
         assert_eq!(barred(8, 50, removed(Some(7), false)), None, "another host that bears the name");
         assert_eq!(judge(&hello(8), "b", 50, &[removed(Some(7), true)]), None);
+    }
+
+    #[test]
+    fn a_revoked_operator_is_known_by_every_certificate_of_its_name_issued_until_then() {
+        let revoked = [
+            RevokedOperator { name: "a".to_owned(), at_unix_ms: 100 },
+            RevokedOperator { name: "b".to_owned(), at_unix_ms: 200 },
+        ];
+        let words = judge_operator("a", 100, &revoked).expect("is refused");
+        assert!(words.contains("was revoked") && words.contains("--operator a --renew"), "{words}");
+        assert!(judge_operator("b", 150, &revoked).is_some());
+        assert_eq!(judge_operator("a", 101, &revoked), None, "a later certificate");
+        assert_eq!(judge_operator("c", 1, &revoked), None);
+        // One whose time can't be read counts as issued at the beginning of time.
+        assert!(judge_operator("a", 0, &revoked).is_some());
     }
 }

@@ -1,0 +1,35 @@
+//! Operators whose certificates are refused: revoked and listed.
+//!
+//! The mesh knows no operators but by what they show, so any name can be revoked; whoever
+//! asks is judged by the agent that was asked, see `access`.
+
+use redmesh_api::control::{ControlReply, OperatorRevoke, RefusalKind};
+use redmesh_api::level::RevokedOperator;
+use redmesh_api::tls::{NAME_BYTES_MAX, valid_name};
+
+use super::change::uncertain;
+use super::{Control, refused};
+use crate::consensus::{Applied, Command};
+
+impl Control {
+    pub(super) fn operator_list(&self) -> ControlReply {
+        ControlReply::Operators(self.census.level().revoked.clone())
+    }
+
+    pub(super) async fn operator_revoke(&self, request: &OperatorRevoke) -> ControlReply {
+        let name = &request.name;
+        if !valid_name(name) {
+            let shown: String = name.chars().take(NAME_BYTES_MAX).collect();
+            return refused(RefusalKind::Invalid, format!("{shown:?} can be no operator's name"));
+        }
+        let operator = RevokedOperator { name: name.clone(), at_unix_ms: self.census.clock.now_unix_ms() };
+        match self.orders.commit(Command::RevokeOperator(operator.clone())).await {
+            Ok(Applied::Done | Applied::Unchanged) => {
+                tracing::info!(operator = name, "revoked an operator's certificates");
+                ControlReply::Revoked(operator)
+            }
+            Ok(Applied::Rejected(reason)) => refused(RefusalKind::Conflict, reason),
+            Err(error) => uncertain(&error),
+        }
+    }
+}
