@@ -1,8 +1,11 @@
 //! redis-servers that speak TLS: a mesh whose agents, servers and clients speak nothing else.
 
+use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
+use redmesh_agent::redis_tls::RedisTls;
+use redmesh_api::tls::Identity;
 use redmesh_tests::run::{assert_accounted, count};
 use redmesh_tests::{Mesh, MeshBuilder, until};
 use serde_json::Value;
@@ -20,21 +23,20 @@ fn redis_cli(mesh: &Mesh, host: usize, before: &[&str], words: &[&str]) -> Strin
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
-/// The certificate that a server shows, PEM.
-fn shown(mesh: &Mesh, host: usize, port: u16) -> Option<String> {
-    let output = Command::new("openssl")
-        .args(["s_client", "-connect", &format!("{}:{port}", mesh.ip(host))])
-        .stdin(std::process::Stdio::null())
-        .output()
-        .expect("run openssl");
-    let text = String::from_utf8_lossy(&output.stdout);
-    let (begin, end) = (text.find("-----BEGIN CERTIFICATE")?, text.find("-----END CERTIFICATE")?);
-    Some(text[begin..end].trim().to_owned())
+/// A host's certificate as it is on disk now.
+fn on_disk(mesh: &Mesh, host: usize) -> Vec<u8> {
+    Identity::load(&mesh.identity_dir(host)).expect("an identity").chain()[0].to_vec()
 }
 
-fn on_disk(mesh: &Mesh, host: usize) -> String {
-    let pem = std::fs::read_to_string(mesh.identity_dir(host).join("cert.pem")).expect("a certificate");
-    pem.split("-----END").next().expect("some text").trim().to_owned()
+/// The certificate that a server shows whoever dials it.
+fn shown(mesh: &Mesh, host: usize, port: u16) -> Option<Vec<u8>> {
+    let identity = Identity::load(&mesh.identity_dir(host)).expect("an identity");
+    let ip = mesh.ip(host).parse().expect("an address");
+    let addr = SocketAddr::new(ip, port);
+    let mut session =
+        RedisTls::new(&identity, ip).expect("it names the address").session(addr).expect("begins");
+    session.complete_io(&mut TcpStream::connect(addr).ok()?).ok()?;
+    Some(session.peer_certificates()?.first()?.to_vec())
 }
 
 #[test]
@@ -48,9 +50,12 @@ fn a_mesh_of_tls_forms_writes_reads_back_and_takes_renewed_certificates() {
     assert!(nodes.contains(&format!("{}:6380@16380", mesh.ip(2))), "{nodes}");
     let check = mesh.redis_cli(0, 6379, &["--cluster", "check", &format!("{}:6379", mesh.ip(0))]);
     assert!(check.contains("[OK] All 16384 slots covered"), "{check}");
-    let until_synced =
-        || mesh.redis_cli(1, 6379, &["INFO", "replication"]).contains("state=online").then_some(());
-    until("a replica to be online through TLS", SOON, until_synced);
+    until("all replicas to be online, through TLS", SOON, || {
+        let each = (0..3).flat_map(|host| [6379, 6380].map(|port| (host, port)));
+        let online =
+            |(host, port)| mesh.redis_cli(host, port, &["INFO", "replication"]).contains("state=online");
+        (each.filter(|at| online(*at)).count() == 3).then_some(())
+    });
 
     let run = mesh.json_at(1, &["run", "start", "--workers", "60", "--writes", "60000"]);
     assert_accounted(&run);
@@ -80,9 +85,7 @@ fn a_mesh_of_tls_forms_writes_reads_back_and_takes_renewed_certificates() {
 
     // A renewed certificate reaches the servers that run.
     let before = on_disk(&mesh, 1);
-    until("a server to show its host's certificate", SOON, || {
-        (shown(&mesh, 1, 6379)? == before).then_some(())
-    });
+    assert_eq!(shown(&mesh, 1, 6379).as_ref(), Some(&before));
     ok(&["pki", "issue", "--dir", "pki", "--host", "host-2", "--ip", &mesh.ip(1), "--renew"]);
     let renewed = on_disk(&mesh, 1);
     assert_ne!(before, renewed);

@@ -354,6 +354,10 @@ fn memory_is_what_was_measured() {
     assert!(thousand.words.contains("Valkey, would take 17.0 GiB"), "{}", thousand.words);
     let valkey = one_machine(100, 2, 24 * GIB).all(|read| read.server = Ok(VALKEY.to_owned()));
     assert_eq!(valkey.one(Check::Memory).severity, Severity::Ok);
+    let tls = one_machine(50, 2, 24 * GIB)
+        .with(|mesh| mesh.hosts.iter_mut().for_each(|host| host.redis_tls = true))
+        .one(Check::Memory);
+    assert_eq!(line(&tls), "memory FAIL 10 hosts: 27.6 GiB for 500 servers / at most 18.0 GiB of 24.0 GiB");
     let tight = one_machine(90, 2, 24 * GIB).one(Check::Memory);
     assert_eq!(tight.severity, Severity::Warn);
     let running = one_machine(100, 2, GIB).all(|read| read.own = 100).one(Check::Memory);
