@@ -39,6 +39,10 @@ fn shown(mesh: &Mesh, host: usize, port: u16) -> Option<Vec<u8>> {
     Some(session.peer_certificates()?.first()?.to_vec())
 }
 
+fn ok(mesh: &Mesh, args: &[&str]) {
+    assert!(mesh.ctl(args).status.success(), "{args:?}");
+}
+
 #[test]
 fn a_mesh_of_tls_forms_writes_reads_back_and_takes_renewed_certificates() {
     let mut mesh = MeshBuilder::new(3).servers_outlive_agents().with_redis_tls().ready();
@@ -71,9 +75,8 @@ fn a_mesh_of_tls_forms_writes_reads_back_and_takes_renewed_certificates() {
     assert!(with.contains("PONG"), "{with}");
     // A client may do without a certificate; one of a foreign CA is refused, and whoever
     // trusts another CA refuses the server.
-    let ok = |args: &[&str]| assert!(mesh.ctl(args).status.success(), "{args:?}");
-    ok(&["pki", "init", "--dir", "other"]);
-    ok(&["pki", "issue", "--dir", "other", "--operator", "mallory"]);
+    ok(&mesh, &["pki", "init", "--dir", "other"]);
+    ok(&mesh, &["pki", "issue", "--dir", "other", "--operator", "mallory"]);
     let other = mesh.dir().join("other/mallory");
     let file = |name: &str| other.join(name).display().to_string();
     let (cert, key) = (file("cert.pem"), file("key.pem"));
@@ -86,7 +89,7 @@ fn a_mesh_of_tls_forms_writes_reads_back_and_takes_renewed_certificates() {
     // A renewed certificate reaches the servers that run.
     let before = on_disk(&mesh, 1);
     assert_eq!(shown(&mesh, 1, 6379).as_ref(), Some(&before));
-    ok(&["pki", "issue", "--dir", "pki", "--host", "host-2", "--ip", &mesh.ip(1), "--renew"]);
+    ok(&mesh, &["pki", "issue", "--dir", "pki", "--host", "host-2", "--ip", &mesh.ip(1), "--renew"]);
     let renewed = on_disk(&mesh, 1);
     assert_ne!(before, renewed);
     for port in [6379, 6380] {
@@ -96,7 +99,7 @@ fn a_mesh_of_tls_forms_writes_reads_back_and_takes_renewed_certificates() {
     }
     // Also where it was renewed while no agent was there.
     mesh.end_agent(2);
-    ok(&["pki", "issue", "--dir", "pki", "--host", "host-3", "--ip", &mesh.ip(2), "--renew"]);
+    ok(&mesh, &["pki", "issue", "--dir", "pki", "--host", "host-3", "--ip", &mesh.ip(2), "--renew"]);
     assert_ne!(shown(&mesh, 2, 6380).expect("it runs"), on_disk(&mesh, 2));
     mesh.start_agent(2);
     until("an adopted server to show the renewed one", SOON, || {
@@ -112,9 +115,8 @@ fn a_server_with_a_wrong_certificate_is_not_spoken_to() {
     let mesh = MeshBuilder::new(1).with_redis_tls().ready();
     mesh.ok_at(0, &["cluster", "create", "--instances-per-host", "3"]);
     mesh.await_whole(0, 3);
-    let ok = |args: &[&str]| assert!(mesh.ctl(args).status.success(), "{args:?}");
-    ok(&["pki", "init", "--dir", "other"]);
-    ok(&["pki", "issue", "--dir", "other", "--host", "host-1", "--ip", &mesh.ip(0)]);
+    ok(&mesh, &["pki", "init", "--dir", "other"]);
+    ok(&mesh, &["pki", "issue", "--dir", "other", "--host", "host-1", "--ip", &mesh.ip(0)]);
     let other = mesh.dir().join("other/host-1");
     let files = ["tls-cert-file", "cert.pem", "tls-key-file", "key.pem", "tls-ca-cert-file", "ca.pem"];
     let mut set = vec!["CONFIG".to_owned(), "SET".to_owned()];

@@ -76,6 +76,7 @@ fn config(addr: SocketAddr, dir: &Path, directives: &[(String, Vec<String>)]) ->
         somaxconn: Some(4096),
         directives: directives.to_vec(),
         secret: None,
+        tls: None,
     };
     conf.render().unwrap()
 }

@@ -147,7 +147,7 @@ fn a_server_that_does_not_take_the_certificate_gets_nothing() {
 
 #[test]
 fn a_plain_server_gets_nothing() {
-    let fake = super::fake::FakeServer::start(|_| super::fake::ok());
+    let fake = fake::FakeServer::start(|_| fake::ok());
     let ca = TestCa::new();
     let map = SlotMap::new(even(&[fake.addr])).expect("a map");
     let bench = Bench::start(with(&ca, 6, spec(5, ShareUntil::Writes(20))), map, short());
