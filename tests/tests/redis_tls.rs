@@ -65,7 +65,7 @@ fn a_mesh_of_tls_forms_writes_reads_back_and_takes_renewed_certificates() {
     assert_accounted(&run);
     assert_eq!((count(&run["run"]["acked"]), &run["ledger"]["ok"]), (60_000, &Value::Bool(true)), "{run}");
     let found = mesh.json_at(2, &["run", "verify", "--all"]);
-    assert_eq!(count(&found["detail"]["findings"]["arrived"]), 60_000, "{found}");
+    assert_eq!(count(&found["detail"]["findings"]["right"]), 60_000, "{found}");
 
     // In plain text a server says nothing at all.
     let plain = redis_cli(&mesh, 0, &[], &["PING"]);
@@ -136,6 +136,21 @@ fn a_server_with_a_wrong_certificate_is_not_spoken_to() {
             String::from_utf8_lossy(&members.stdout).into_owned() + &String::from_utf8_lossy(&members.stderr);
         (said.contains(":6381") && said.contains("certificate")).then_some(())
     });
+}
+
+#[test]
+fn a_certificate_by_a_join_token_serves_redis_as_well() {
+    let mut mesh = MeshBuilder::new(2).signers(1).spare(1).with_redis_tls().ready();
+    let token = mesh.token_file();
+    mesh.ok_at(0, &["join-token", "create", "--out", token.to_str().expect("text")]);
+    mesh.start_agent(2);
+    mesh.await_members(3);
+    mesh.ok_at(0, &["cluster", "create", "--instances-per-host", "1"]);
+    // Its chain has a signer in it, which Redis' TLS has to follow, as server and as client.
+    let run = mesh.json_at(2, &["run", "start", "--workers", "30", "--writes", "3000"]);
+    assert_eq!((count(&run["run"]["acked"]), &run["ledger"]["ok"]), (3_000, &Value::Bool(true)), "{run}");
+    let check = mesh.redis_cli(2, 6379, &["--cluster", "check", &format!("{}:6379", mesh.ip(2))]);
+    assert!(check.contains("[OK] All 16384 slots covered"), "{check}");
 }
 
 #[test]
