@@ -17,7 +17,7 @@ use tracing::{error, info};
 
 use crate::census::{Census, HeardCounts, ParsedHosts};
 use crate::cluster::{self, AdminOptions};
-use crate::config::{Config, OnAgentExit, RedisAuth};
+use crate::config::{Config, OnAgentExit, RedisAuth, RedisTlsMode};
 use crate::consensus::{Consensus, ConsensusOptions};
 use crate::control::Control;
 use crate::control::runs::RateSampler;
@@ -37,13 +37,14 @@ use crate::host::joining::Joining;
 use crate::host::rotation::{Rotating, Rotation};
 use crate::host::shares::{ShareSettings, Shares};
 use crate::host::views::Views;
-use crate::host::{forgetting, instances, joining, levels, settling, shares, views};
+use crate::host::{certificates, forgetting, instances, joining, levels, settling, shares, views};
 use crate::identity::HostIdentity;
 use crate::level::LevelCell;
 use crate::login::{Access, Login, Logins};
 use crate::mesh::{Mesh, MeshOptions};
 use crate::metrics;
 use crate::preflight::Reader;
+use crate::redis_tls::RedisTls;
 use crate::reload::{self, Reloads};
 use crate::renewal;
 use crate::supervisor::{OnExit, Supervise, SupervisorOptions};
@@ -113,6 +114,7 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
     let identity = tls::Identity::load(&config.identity_dir)
         .with_context(|| format!("identity.dir = {}", config.identity_dir.display()))?;
     let secret = redis_secret(&config)?;
+    let redis_tls = redis_tls(&config, &identity)?;
     let name = identity.name().to_owned();
     let levels_cell = LevelCell::open(&config.state_dir, disk.clone())?;
     info!(host = %host.id(), name, generation = host.generation(), mesh = config.mesh.name, "starting");
@@ -147,6 +149,7 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
         base_port: config.redis.base_port,
         bootstrap_expect: config.mesh.bootstrap_expect,
         signs: Signer::is_in(&config.identity_dir),
+        redis_tls: redis_tls.is_some(),
     };
     let mesh = Mesh::start(
         MeshOptions {
@@ -191,6 +194,7 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
         server: config.redis.server.clone(),
         malloc_conf: config.redis.malloc_conf.clone(),
         logins: logins.clone(),
+        tls: redis_tls.clone(),
         release_at_once: config.redis.release_at_once,
         on_exit: match config.redis.on_agent_exit {
             OnAgentExit::Leave => OnExit::Leave,
@@ -199,7 +203,8 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
         cancel: cancel.child_token(),
     })
     .context("can't start the supervisor")?;
-    let admin = admin(AdminOptions { logins: logins.clone(), ..AdminOptions::default() });
+    let admin =
+        admin(AdminOptions { logins: logins.clone(), tls: redis_tls.clone(), ..AdminOptions::default() });
 
     let census = Census {
         host: host.id(),
@@ -217,6 +222,7 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
         state_dir: config.state_dir.clone(),
         threads: config.load_threads,
         logins: logins.clone(),
+        tls: redis_tls.clone(),
         engine: load,
         clock,
         disk,
@@ -264,6 +270,7 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
         directives: directives_in_force,
         somaxconn: somaxconn(),
         access,
+        tls: redis_tls.as_ref().map(|_| config.identity_dir.clone()),
     };
     let reconcile = instances::reconcile(
         levels_cell.subscribe(),
@@ -278,6 +285,16 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
         Applying { in_force, levels: levels_cell.subscribe(), admin: admin.clone(), local: local.clone() };
     let (change_directives, changes) = directives::channel();
     tasks.spawn(named("directives", applying.run(changes, cancel.clone())));
+    let (outdated, outdates) = watch::channel(None);
+    let refresh = certificates::refresh(
+        levels_cell.subscribe(),
+        redis_tls.clone(),
+        admin.clone(),
+        local.clone(),
+        outdated,
+        cancel.clone(),
+    );
+    tasks.spawn(named("servers' certificates", refresh));
     let settle =
         settling::settle(levels_cell.subscribe(), admin.clone(), local.clone(), unsettled, cancel.clone());
     tasks.spawn(named("settling", settle));
@@ -301,6 +318,7 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
         unsettled: settled,
         forgetting: forgotten,
         rotating: rotated,
+        outdated: outdates,
         shares: shares.clone(),
     };
     tasks.spawn(named("observed", instances::publish(host.id(), sources, mesh.clone(), cancel.clone())));
@@ -334,7 +352,13 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
             "machine metrics",
             metrics::machine::update(quic.clone(), dirs, renewals.clone(), cancel.clone()),
         ));
-        let renewing = renewal::watch(config.identity_dir.clone(), identity, quic.clone(), cancel.clone());
+        let renewing = renewal::watch(
+            config.identity_dir.clone(),
+            identity,
+            quic.clone(),
+            redis_tls.clone(),
+            cancel.clone(),
+        );
         tasks.spawn(named("certificate", renewing));
         let renewing = Renewing {
             census: census.clone(),
@@ -364,7 +388,7 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
         }
         tasks.spawn(named(
             "reload",
-            reload::on_hangup(reloads, config.clone(), quic, change_directives, cancel.clone()),
+            reload::on_hangup(reloads, config.clone(), quic, redis_tls, change_directives, cancel.clone()),
         ));
     }
     if let (Some(addr), Some(exposition)) = (config.http_listen, exposition) {
@@ -413,6 +437,17 @@ pub fn redis_secret(config: &Config) -> Result<Option<RedisSecrets>> {
     let secret = RedisSecrets::load(&config.identity_dir)
         .with_context(|| format!("identity.dir = {}", config.identity_dir.display()))?;
     Ok(Some(secret))
+}
+
+/// TLS to the redis-servers, where the configuration wants it.
+///
+/// # Errors
+/// The host's certificate can't serve its servers.
+pub fn redis_tls(config: &Config, identity: &tls::Identity) -> Result<Option<RedisTls>> {
+    if config.redis.tls == RedisTlsMode::Off {
+        return Ok(None);
+    }
+    Ok(Some(RedisTls::new(identity, config.redis.ip)?))
 }
 
 /// Names a task, so that one that ends can be told.

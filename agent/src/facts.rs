@@ -50,6 +50,9 @@ pub struct HostFacts {
     /// Whether it can sign for others.
     #[serde(default)]
     pub signs: bool,
+    /// Whether its instances speak TLS, and it to all.
+    #[serde(default)]
+    pub redis_tls: bool,
 }
 
 /// Who leads, as one host knows it; the newest term counts.

@@ -19,6 +19,7 @@ use crate::cluster::redis_conf::live::{self, Directives};
 use crate::cluster::redis_conf::{check_access, check_directives};
 use crate::config::{Config, ConfigError, LogConfig, MeshConfig, RedisAuth, RedisConfig};
 use crate::host::directives::ChangeDirectives;
+use crate::redis_tls::RedisTls;
 use crate::transport::quic::QuicTransport;
 
 /// What agents log in with where `redis.auth` is off.
@@ -48,6 +49,7 @@ pub async fn on_hangup(
     mut reloads: Reloads,
     mut config: Config,
     transport: Arc<QuicTransport>,
+    redis: Option<RedisTls>,
     directives: ChangeDirectives,
     cancel: CancellationToken,
 ) {
@@ -60,7 +62,7 @@ pub async fn on_hangup(
         said.extend(NotifyState::monotonic_usec_now());
         let _ = sd_notify::notify(&said);
         tokio::select! {
-            () = reload(&reloads, &mut config, &transport, &directives) => {}
+            () = reload(&reloads, &mut config, &transport, redis.as_ref(), &directives) => {}
             () = cancel.cancelled() => return,
         }
         let _ = sd_notify::notify(&[NotifyState::Ready]);
@@ -71,6 +73,7 @@ async fn reload(
     reloads: &Reloads,
     config: &mut Config,
     transport: &QuicTransport,
+    redis: Option<&RedisTls>,
     directives: &ChangeDirectives,
 ) {
     let new = match (reloads.load)() {
@@ -95,7 +98,12 @@ async fn reload(
     // From where the agent was started with: another identity.dir takes a restart.
     let renewed = Identity::load(&config.identity_dir)
         .with_context(|| format!("identity.dir = {}", config.identity_dir.display()))
-        .and_then(|identity| Ok(transport.replace_identity(&identity)?));
+        .and_then(|identity| {
+            if let Some(redis) = redis {
+                redis.replace(&identity)?;
+            }
+            Ok(transport.replace_identity(&identity)?)
+        });
     match renewed {
         Ok(()) => info!(
             valid_until_unix_s = transport.certificate_valid_until_unix_s(),
@@ -163,6 +171,7 @@ fn fixed(old: &Config, new: &Config) -> Vec<&'static str> {
         malloc_conf,
         on_agent_exit,
         auth,
+        tls,
         directives: _,
     } = redis;
     [
@@ -181,6 +190,7 @@ fn fixed(old: &Config, new: &Config) -> Vec<&'static str> {
         ("redis.release_at_once", *release_at_once != new.redis.release_at_once),
         ("redis.malloc_conf", *malloc_conf != new.redis.malloc_conf),
         ("redis.auth", *auth != new.redis.auth),
+        ("redis.tls", *tls != new.redis.tls),
         ("redis.on_agent_exit", *on_agent_exit != new.redis.on_agent_exit),
         ("load.threads", *load_threads != new.load_threads),
         ("http.listen", *http_listen != new.http_listen),

@@ -2,9 +2,11 @@
 //!
 //! The files of the identity's directory are looked at every few seconds; what has
 //! changed and then kept still is loaded, checked as at the start, and given to the
-//! transport: new connections are made with it. A reload (SIGHUP) does the same at once. An identity that can't be used is logged
-//! once and the old one kept. What only a start can change (the host's name) is not taken up;
-//! the secret of the redis-servers is `host::rotation`'s.
+//! transport, and to what talks TLS to redis-servers: new connections are made with it, and
+//! the host's instances are told (see [`crate::host::certificates`]). A reload (SIGHUP) does the
+//! same at once. An identity that can't be used is logged once and the old one kept. What only a
+//! start can change (the host's name) is not taken up; the secret of the redis-servers is
+//! `host::rotation`'s.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -16,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::clock::now_unix_ms;
+use crate::redis_tls::RedisTls;
 use crate::transport::quic::QuicTransport;
 
 /// Between two looks at the files.
@@ -72,6 +75,7 @@ pub async fn watch(
     dir: PathBuf,
     current: Identity,
     transport: Arc<QuicTransport>,
+    redis: Option<RedisTls>,
     cancel: CancellationToken,
 ) {
     let mut current = current;
@@ -104,6 +108,9 @@ pub async fn watch(
         let taken = loaded.map_err(|error| crate::error_chain(&error)).and_then(|identity| {
             if identity.same_as(&current) {
                 return Ok(false);
+            }
+            if let Some(redis) = &redis {
+                redis.replace(&identity).map_err(|error| crate::error_chain(&error))?;
             }
             transport.replace_identity(&identity).map_err(|error| crate::error_chain(&error))?;
             valid_until_ms = tls::valid_until_unix_ms(identity.chain());

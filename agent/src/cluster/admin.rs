@@ -19,6 +19,7 @@ use super::info::InfoMap;
 use super::line::{Connections, Line};
 use super::topology::{ClusterInfo, Topology, TopologyError};
 use crate::login::Logins;
+use crate::redis_tls::RedisTls;
 
 /// From dialling to a connection that has said hello.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -77,6 +78,8 @@ pub enum AdminError {
 pub struct AdminOptions {
     /// What instances want to be told first, if anything.
     pub logins: Logins,
+    /// Set where instances speak TLS.
+    pub tls: Option<RedisTls>,
     /// Connections kept; an idle one of another instance makes room for a new one.
     pub connections_max: usize,
 }
@@ -85,7 +88,7 @@ impl Default for AdminOptions {
     /// No login; one host's instances at their most.
     fn default() -> Self {
         let connections_max = usize::from(redmesh_api::limits::INSTANCES_PER_HOST_MAX);
-        Self { logins: Logins::default(), connections_max }
+        Self { logins: Logins::default(), tls: None, connections_max }
     }
 }
 

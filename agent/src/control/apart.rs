@@ -41,6 +41,7 @@ mod tests {
                 base_port: 6379,
                 bootstrap_expect: 3,
                 signs: false,
+                redis_tls: false,
             };
             let host = CensusHost {
                 id: HostId(id),

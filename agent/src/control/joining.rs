@@ -186,6 +186,7 @@ mod tests {
                 base_port: 1,
                 bootstrap_expect: 1,
                 signs: false,
+                redis_tls: false,
             }),
             lead: LeadFacts::default(),
             observed: Observed::default(),

@@ -46,6 +46,8 @@ pub struct LocalSettings {
     pub somaxconn: Option<u32>,
     /// Which passwords the servers accept, if they want any.
     pub access: Option<watch::Receiver<Access>>,
+    /// Directory of this host's identity, where its servers are to use TLS.
+    pub tls: Option<PathBuf>,
 }
 
 impl fmt::Debug for LocalSettings {
@@ -144,6 +146,7 @@ pub fn conf_with(
         somaxconn: local.somaxconn,
         directives,
         access: local.access.as_ref().map(|access| access.borrow().clone()),
+        tls: local.tls.clone(),
     }
 }
 
@@ -326,6 +329,8 @@ pub struct Sources {
     pub rotating: watch::Receiver<Rotating>,
     /// How far removed hosts are forgotten.
     pub forgetting: watch::Receiver<Forgetting>,
+    /// Why an instance may show an old certificate.
+    pub outdated: watch::Receiver<Option<String>>,
     /// What is wrong with this host's share of a run.
     pub shares: Shares,
 }
@@ -348,7 +353,9 @@ pub async fn publish(host: HostId, mut sources: Sources, mesh: Mesh, cancel: Can
         let lost = observed.level_lost.clone().into_iter().chain(observed.withheld.clone());
         let Rotating { state, problem } = sources.rotating.borrow_and_update().clone();
         observed.secrets = state;
-        for problem in lost.chain(problem).chain(refused).chain(unsettled).chain(sources.shares.problem()) {
+        let outdated = sources.outdated.borrow_and_update().clone();
+        let own = problem.into_iter().chain(refused).chain(unsettled).chain(outdated);
+        for problem in lost.chain(own).chain(sources.shares.problem()) {
             observed.add_problem(problem);
         }
         observed.share_lost = sources.shares.lost();
@@ -367,6 +374,7 @@ pub async fn publish(host: HostId, mut sources: Sources, mesh: Mesh, cancel: Can
             _ = sources.unsettled.changed() => {}
             _ = sources.forgetting.changed() => {}
             _ = sources.rotating.changed() => {}
+            _ = sources.outdated.changed() => {}
             () = tokio::time::sleep(PUBLISH_INTERVAL) => {}
             () = cancel.cancelled() => return,
         }

@@ -131,6 +131,7 @@ fn publish_all(mesh: &Mesh, agents: usize) {
         base_port: 6379,
         bootstrap_expect: 10,
         signs: false,
+        redis_tls: false,
     };
     mesh.publish(facts::HOST, &host).expect("small");
     mesh.publish(facts::LEAD, &lead).expect("small");

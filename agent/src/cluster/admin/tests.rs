@@ -15,6 +15,7 @@ use crate::cluster::plan::{PlanInput, plan};
 use crate::cluster::redis_conf::{RedisConf, clients_needed};
 use crate::cluster::version::ServerVersion;
 use crate::cluster::{render_nodes_conf, topology};
+use crate::login::Login;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -76,6 +77,7 @@ fn config(addr: SocketAddr, dir: &Path, directives: &[(String, Vec<String>)]) ->
         somaxconn: Some(4096),
         directives: directives.to_vec(),
         access: None,
+        tls: None,
     };
     conf.render().unwrap()
 }
@@ -221,7 +223,11 @@ async fn a_password_is_used_and_connections_are_bounded() {
         let config = config(*addr, &servers.path(&name), &directives);
         servers.start(&name, &config, None);
     }
-    let options = AdminOptions { logins: Login::default_user("top secret").into(), connections_max: 2 };
+    let options = AdminOptions {
+        logins: Login::default_user("top secret").into(),
+        connections_max: 2,
+        ..AdminOptions::default()
+    };
     assert!(!format!("{options:?}").contains("secret"));
     let connections = Arc::new(Connections::new(options));
     let pool = AdminPool::over(connections.clone());

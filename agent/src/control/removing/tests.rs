@@ -14,6 +14,7 @@ fn hosts(named: &[(u32, &str)]) -> Hosts {
             base_port: 1,
             bootstrap_expect: 1,
             signs: false,
+            redis_tls: false,
         };
         let host = CensusHost {
             id: HostId(*id),
