@@ -312,10 +312,12 @@ impl RedisConf {
 
     /// Whether the directives say what password clients give, so that it isn't the mesh's.
     pub fn owns_default_user(&self) -> bool {
+        let is_default = |value: &String| {
+            let first = value.split_ascii_whitespace().next();
+            first.is_some_and(|name| name.trim_matches(['"', '\'']) == "default")
+        };
         let user = |(name, values): &(String, Vec<String>)| {
-            let first =
-                |value: &String| value.split_ascii_whitespace().next().map(|it| it.trim_matches(['"', '\'']));
-            name.eq_ignore_ascii_case("user") && values.iter().any(|value| first(value) == Some("default"))
+            name.eq_ignore_ascii_case("user") && values.iter().any(is_default)
         };
         self.is_given("requirepass") || self.directives.iter().any(user)
     }
