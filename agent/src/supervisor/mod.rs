@@ -357,7 +357,7 @@ impl Supervisor {
     /// What `--version` of the server's binary prints.
     pub async fn server_version(&self) -> Result<String, ProcessError> {
         let server = self.server.clone();
-        let blocking = move || process::server_version(server.as_deref());
+        let blocking = move || process::server_version(server.as_deref(), process::VERSION_WAIT);
         tokio::task::spawn_blocking(blocking).await.map_err(|_| ProcessError::Interrupted)?
     }
 

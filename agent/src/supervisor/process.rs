@@ -7,12 +7,13 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::process::{
@@ -49,7 +50,13 @@ const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 const MALLOC_CONF_NAMES: [&str; 2] = ["MALLOC_CONF", "JE_MALLOC_CONF"];
 
 /// Bytes of `--version` that are looked at.
-const VERSION_BYTES_MAX: usize = 1024;
+const VERSION_BYTES_MAX: u64 = 1024;
+
+/// How long `--version` may take: less than an agent that asks waits for the answer.
+pub(super) const VERSION_WAIT: Duration = Duration::from_secs(5);
+
+/// Between two looks at whether it has ended.
+const VERSION_POLL: Duration = Duration::from_millis(5);
 
 /// Why the server's binary can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -129,13 +136,44 @@ fn oom_score_adj_of_servers(own: i32) -> i32 {
     own.saturating_add(OOM_SCORE_ABOVE).min(OOM_SCORE_ADJ_MAX)
 }
 
-/// What the binary's `--version` prints.
-pub(super) fn server_version(server: Option<&Path>) -> Result<String, ProcessError> {
+/// The server's binary in an environment of nothing but what is said here: nothing that is
+/// meant for the agent, such as a library that it is to load, gets into a server.
+fn command(server: &Path) -> Command {
+    let mut command = Command::new(server);
+    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_else(|| PATH_DEFAULT.into()));
+    if let Some(lang) = std::env::var_os("LANG") {
+        command.env("LANG", lang);
+    }
+    command
+}
+
+/// What the binary's `--version` prints, at most after `wait`.
+pub(super) fn server_version(server: Option<&Path>, wait: Duration) -> Result<String, ProcessError> {
     let server = find_server(server)?;
-    let output = Command::new(&server).arg("--version").stdin(Stdio::null()).stderr(Stdio::null()).output();
-    let output = output.map_err(|source| ProcessError::Version { server, source })?;
-    let text = String::from_utf8_lossy(&output.stdout[..output.stdout.len().min(VERSION_BYTES_MAX)]);
-    Ok(text.trim().to_owned())
+    let printed = first_words(command(&server).arg("--version"), wait);
+    let printed = printed.map_err(|source| ProcessError::Version { server, source })?;
+    Ok(String::from_utf8_lossy(&printed).trim().to_owned())
+}
+
+/// The first bytes that a program prints which soon ends; one that doesn't is killed, or
+/// this agent could not end either.
+fn first_words(command: &mut Command, wait: Duration) -> io::Result<Vec<u8>> {
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+    let until = Instant::now() + wait;
+    while child.try_wait()?.is_none() {
+        if Instant::now() >= until {
+            let _ = child.kill();
+            let _ = child.wait();
+            let words = format!("it doesn't end within {} s", wait.as_secs());
+            return Err(io::Error::new(io::ErrorKind::TimedOut, words));
+        }
+        std::thread::sleep(VERSION_POLL);
+    }
+    let mut printed = Vec::new();
+    if let Some(stdout) = child.stdout.take() {
+        stdout.take(VERSION_BYTES_MAX).read_to_end(&mut printed)?;
+    }
+    Ok(printed)
 }
 
 /// Raises this process's soft limit of open files to the hard one. Servers inherit it,
@@ -278,23 +316,18 @@ impl Process {
         Ok(Self { pid, fd: Arc::new(pidfd_open(raw, PidfdFlags::NONBLOCK)?) })
     }
 
-    /// Starts a server in its directory, in an environment of nothing but what is said here.
+    /// Starts a server in its directory.
     pub(super) fn spawn(server: &Path, dir: &Path, malloc_conf: Option<&str>) -> io::Result<Self> {
         let stderr = File::create(dir.join(layout::STDERR))?;
-        let mut command = Command::new(server);
+        let mut command = command(server);
         command
             .arg(layout::CONFIG)
             .current_dir(dir)
-            .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap_or_else(|| PATH_DEFAULT.into()))
             .stdin(Stdio::null())
             .stdout(stderr.try_clone()?)
             .stderr(stderr)
             // Ctrl-C at a terminal is the agent's affair, not its servers'.
             .process_group(0);
-        if let Some(lang) = std::env::var_os("LANG") {
-            command.env("LANG", lang);
-        }
         for name in MALLOC_CONF_NAMES {
             command.envs(malloc_conf.map(|conf| (name, conf)));
         }
