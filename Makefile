@@ -88,10 +88,13 @@ bench-formation: need-build need-server ## Compare forming a cluster with redis-
 # Options of reliability: make reliability FAULT=host-killed TRIALS=3; FAULT= alone lists all.
 FAULT ?= all
 TRIALS ?= 1
+# debug or release.
+PROFILE ?= debug
 
-reliability: need-build need-server ## Try real faults, and print the rows of docs/reliability.md; FAULT=all TRIALS=1
-	cargo build --locked --workspace --bins
-	$(TARGET)/debug/redmesh-reliability $(if $(FAULT),$(FAULT) $(TRIALS))
+reliability: need-build need-server ## Try real faults, and print the rows of docs/reliability.md; FAULT=all TRIALS=1 PROFILE=debug
+	$(NEED) unpacked libfaketime || true
+	cargo build --locked --workspace --bins $(if $(filter release,$(PROFILE)),--release)
+	$(TARGET)/$(PROFILE)/redmesh-reliability $(if $(FAULT),$(FAULT) $(TRIALS))
 
 package: need-build ## Build the Debian packages into target/debian
 	$(NEED) cargo-tool cargo-deb $(CARGO_DEB_VERSION)

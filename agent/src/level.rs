@@ -7,7 +7,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redmesh_api::codec::{self, CodecError};
 use redmesh_api::ids::MeshId;
@@ -80,8 +80,8 @@ struct Inner {
     /// Serialises accept: compare, write, publish.
     writing: Mutex<()>,
     newest: watch::Sender<Arc<Level>>,
-    /// Why the newest level could not be kept.
-    problem: Mutex<Option<String>>,
+    /// The newest level that was heard of and could not be kept, and why.
+    unkept: Mutex<Option<(Arc<Level>, String)>>,
 }
 
 impl LevelCell {
@@ -99,8 +99,8 @@ impl LevelCell {
             Err(source) => return Err(LevelError::Io { path, source }),
         };
         let newest = watch::Sender::new(Arc::new(level));
-        let (writing, problem) = (Mutex::new(()), Mutex::new(None));
-        Ok(Self { inner: Arc::new(Inner { path, disk, writing, newest, problem }) })
+        let (writing, unkept) = (Mutex::new(()), Mutex::new(None));
+        Ok(Self { inner: Arc::new(Inner { path, disk, writing, newest, unkept }) })
     }
 
     /// Follows the newest level.
@@ -115,11 +115,17 @@ impl LevelCell {
 
     /// Why a newer level could not be taken, until one is.
     pub fn problem(&self) -> Option<String> {
-        self.inner.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.unkept_now().as_ref().map(|(_, problem)| problem.clone())
     }
 
-    fn note(&self, problem: Option<String>) {
-        *self.inner.problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
+    /// The level that could not be taken, until one is. Nothing may be begun by it, for a
+    /// restart would forget it; what it ends may be ended, for that harms nobody.
+    pub fn unkept(&self) -> Option<Arc<Level>> {
+        self.unkept_now().as_ref().map(|(level, _)| level.clone())
+    }
+
+    fn unkept_now(&self) -> MutexGuard<'_, Option<(Arc<Level>, String)>> {
+        self.inner.unkept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes `level` if it is newer; `false` if it is the one that is here. Everybody
@@ -153,10 +159,13 @@ impl LevelCell {
             .map_err(|source| LevelError::Corrupt { path: self.inner.path.clone(), source })?;
         let written = files::replace(&self.inner.path, &bytes, files::PRIVATE).map_err(io_error);
         if let Err(error) = written {
-            self.note(Some(crate::error_chain(&error)));
+            let mut unkept = self.unkept_now();
+            if unkept.as_ref().is_none_or(|(known, _)| known.stamp <= level.stamp) {
+                *unkept = Some((level, crate::error_chain(&error)));
+            }
             return Err(error);
         }
-        self.note(None);
+        *self.unkept_now() = None;
         self.inner.newest.send_replace(level);
         Ok(true)
     }
@@ -197,9 +206,12 @@ mod tests {
         assert!(matches!(cell.accept_blocking(level(1, 1)), Err(LevelError::Io { .. })));
         assert!(cell.problem().is_some_and(|words| words.contains("check free space")));
         assert_eq!(cell.get().stamp, Stamp::default(), "nobody acts on it");
+        assert!(matches!(cell.accept_blocking(level(2, 1)), Err(LevelError::Io { .. })));
+        assert!(matches!(cell.accept_blocking(level(1, 1)), Err(LevelError::Io { .. })));
+        assert_eq!(cell.unkept().map(|level| level.stamp.term), Some(2), "the newest");
         std::fs::create_dir(&state).expect("a directory");
-        assert!(cell.accept_blocking(level(1, 1)).expect("the same level again"));
-        assert_eq!(cell.problem(), None);
+        assert!(cell.accept_blocking(level(2, 1)).expect("the same level again"));
+        assert_eq!((cell.problem(), cell.unkept()), (None, None));
     }
 
     #[test]

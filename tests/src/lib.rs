@@ -5,6 +5,7 @@
 //! test failed. Meshes of one test binary take turns: two at once would only measure
 //! each other's starvation.
 
+pub mod cgroup;
 pub mod faults;
 pub mod fuzz;
 pub mod http;
@@ -14,6 +15,7 @@ pub mod process;
 pub mod run;
 pub mod sim;
 pub mod tools;
+pub mod tracer;
 pub mod wait;
 
 pub use mesh::{Mesh, MeshBuilder};

@@ -568,6 +568,8 @@ impl Mesh {
             .args(["-c", "-h", &self.ip(host), "-p", &port.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            // Of a server that is being waited for it has nothing new to say.
+            .stderr(Stdio::null())
             .spawn()
             .expect("run redis-cli");
         let mut stdin = child.stdin.take().expect("it is piped");

@@ -28,3 +28,14 @@ pub fn find(name: &str) -> Option<PathBuf> {
     }
     found
 }
+
+/// Where a library is, named by its path below the directories of libraries.
+pub fn library(name: &str) -> Option<PathBuf> {
+    let exe = std::env::current_exe().ok()?;
+    // Of a test's binary TARGET/debug/deps, else TARGET/debug.
+    let below = exe.ancestors().skip(2).take(2).map(|target| target.join("tools/root"));
+    let roots = std::iter::once(PathBuf::from("/")).chain(below);
+    let triplet = format!("{}-linux-gnu", std::env::consts::ARCH);
+    let dirs = roots.flat_map(|root| [root.join("usr/lib").join(&triplet), root.join("usr/lib")]);
+    dirs.map(|dir| dir.join(name)).find(|file| file.is_file())
+}

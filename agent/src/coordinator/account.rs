@@ -65,6 +65,19 @@ pub struct Closing {
     pub ended_unix_ms: u64,
 }
 
+/// Gives the writes of shares that nobody accounts for any more the one fate that is left
+/// to them: sent, and no answer was heard of. Returns how many of which host; their
+/// tallies stay open, for the host may have done more than it told.
+pub fn settle_open(tallies: &mut [Tally]) -> BTreeMap<HostId, u64> {
+    let mut settled = BTreeMap::new();
+    for tally in tallies.iter_mut().filter(|tally| !tally.closed) {
+        let open = tally.counts.in_flight();
+        tally.counts.unknown += open;
+        *settled.entry(tally.host).or_default() += open;
+    }
+    settled
+}
+
 /// Settles `run`.
 pub fn close(run: &Run, closing: Closing) -> RunResult {
     let total = stats::total(&closing.tallies);

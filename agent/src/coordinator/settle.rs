@@ -207,10 +207,17 @@ pub async fn settle(
         warn!(run = %run.id, reason, "instance not sampled");
         notes.push(format!("not sampled: {reason}"));
     }
-    let tallies: Vec<_> = stats::merge(gossiped.into_iter().chain(exact)).into_values().collect();
+    let mut tallies: Vec<_> = stats::merge(gossiped.into_iter().chain(exact)).into_values().collect();
+    let hosts = census.hosts();
+    let name = |id| hosts.get(&id).map_or_else(|| id.to_string(), CensusHost::name);
+    for (host, open) in account::settle_open(&mut tallies) {
+        notes.push(format!(
+            "{} never closed its account (is its ledger lost?): its last gossiped counts are taken, and the \
+             {open} writes that they leave open count as unknown",
+            name(host)
+        ));
+    }
     if let Some(more) = account::overshoot(run, &tallies) {
-        let hosts = census.hosts();
-        let name = |id| hosts.get(&id).map_or_else(|| id.to_string(), CensusHost::name);
         let given_up = run.shares.iter().filter(|share| share.given_up).map(|share| name(share.host));
         let given_up: BTreeSet<_> = given_up.collect();
         notes.push(format!(

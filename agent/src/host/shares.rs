@@ -82,6 +82,8 @@ pub struct Shares {
     files: Arc<tokio::sync::Mutex<()>>,
     /// Topology refreshers.
     refreshers: TaskTracker,
+    /// When this host last knew the coordinator's newest level, once it did.
+    current_at: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Shares {
@@ -92,7 +94,18 @@ impl Shares {
             running: Arc::default(),
             files: Arc::default(),
             refreshers: TaskTracker::new(),
+            current_at: Arc::default(),
         }
+    }
+
+    fn current_at(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.current_at.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// See [`todo::plausible_now`].
+    fn now_unix_ms_of(&self, run: &Run) -> u64 {
+        let ignorant_for = self.current_at().map(|at| at.elapsed());
+        todo::plausible_now(run, self.settings.clock.now_unix_ms(), ignorant_for)
     }
 
     /// Does what waits for files or threads on a blocking thread, one at a time; `None`
@@ -272,6 +285,20 @@ impl Shares {
         drop(over);
     }
 
+    /// Stops what a level ends that this host could not keep: it goes by an older one, and
+    /// would write into a run that all others have stopped until its disk has space again.
+    fn stop_what_ends(&self, unkept: &Level) {
+        for (&(id, index), local) in self.lock().iter() {
+            let run = unkept.runs.iter().find(|run| run.id == id);
+            let share = run.and_then(|run| run.shares.get(usize::from(index)));
+            let goes_on = run.is_some_and(|run| run.stage == RunStage::Running)
+                && share.is_some_and(|share| !share.given_up);
+            if !goes_on {
+                local.stop();
+            }
+        }
+    }
+
     /// A share of which nothing is issued any more.
     fn recovered(&self, run: &Run, index: u16) -> LocalShare {
         let (earlier, problem) = match self.recover(run.id) {
@@ -294,7 +321,7 @@ impl Shares {
     ) -> LocalShare {
         let mut local = self.recovered(run, index);
         if local.problem.is_none() {
-            match todo::remaining(run, share, local.done(), self.settings.clock.now_unix_ms()) {
+            match todo::remaining(run, share, local.done(), self.now_unix_ms_of(run)) {
                 Some(until) => {
                     if let Err(words) = self.start_epoch(run, share, &mut local, until, plan, admin) {
                         local.problem = Some(words);
@@ -332,7 +359,7 @@ impl Shares {
         let planned = slots::planned_slots(plan).map_err(|e| crate::error_chain(&e))?;
         let slots = watch::Sender::new(Arc::new(planned));
         let (refresh, asked) = mpsc::channel(1);
-        let now_ms = self.settings.clock.now_unix_ms();
+        let now_ms = self.now_unix_ms_of(run);
         let done = local.done();
         let wait = todo::begins_in(run, share, done, now_ms);
         let begin = Instant::now() + wait;
@@ -469,13 +496,21 @@ async fn follow(shares: Shares, census: Census, admin: AdminPool, mesh: Mesh) {
     loop {
         tokio::select! {
             _ = ticks.tick() => {
+                if let Some(unkept) = census.levels.unkept() {
+                    shares.stop_what_ends(&unkept);
+                }
                 if shares.observe() {
                     shares.blocking(Shares::keep).await;
                 }
                 shares.publish(&mesh);
-                if !current && is_current(&census) {
-                    current = true;
-                    levels.mark_changed();
+                if is_current(&census) {
+                    if !current {
+                        current = true;
+                        levels.mark_changed();
+                    } else if !levels.has_changed().unwrap_or(true) {
+                        // What comes from now on is news, not something that it slept through.
+                        *shares.current_at() = Some(Instant::now());
+                    }
                 }
             }
             changed = levels.changed() => {

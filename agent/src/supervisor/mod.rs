@@ -368,9 +368,9 @@ impl Supervisor {
         let (server, tls) = (self.server.clone(), self.tls);
         let blocking = move || {
             if tls {
-                process::check_tls(server.as_deref())?;
+                process::check_tls(server.as_deref(), process::VERSION_WAIT)?;
             }
-            process::server_version(server.as_deref())
+            process::server_version(server.as_deref(), process::VERSION_WAIT)
         };
         tokio::task::spawn_blocking(blocking).await.map_err(|_| ProcessError::Interrupted)?
     }

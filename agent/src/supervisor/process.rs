@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -50,13 +50,13 @@ const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 const MALLOC_CONF_NAMES: [&str; 2] = ["MALLOC_CONF", "JE_MALLOC_CONF"];
 
 /// Bytes of `--version` that are looked at.
-const VERSION_BYTES_MAX: usize = 1024;
+const VERSION_BYTES_MAX: u64 = 1024;
 
-/// How long a server may take to find that it has nothing to listen at.
-const CHECK_TLS_MAX: Duration = Duration::from_secs(5);
+/// How long `--version` may take: less than an agent that asks waits for the answer.
+pub(super) const VERSION_WAIT: Duration = Duration::from_secs(5);
 
-/// Between two looks whether it has.
-const CHECK_TLS_POLL: Duration = Duration::from_millis(5);
+/// Between two looks at whether it has ended.
+const VERSION_POLL: Duration = Duration::from_millis(5);
 
 /// Why the server's binary can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -147,35 +147,36 @@ fn oom_score_adj_of_servers(own: i32) -> i32 {
     own.saturating_add(OOM_SCORE_ABOVE).min(OOM_SCORE_ADJ_MAX)
 }
 
-/// What the binary's `--version` prints.
-pub(super) fn server_version(server: Option<&Path>) -> Result<String, ProcessError> {
+/// The server's binary in an environment of nothing but what is said here: nothing that is
+/// meant for the agent, such as a library that it is to load, gets into a server.
+fn command(server: &Path) -> Command {
+    let mut command = Command::new(server);
+    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_else(|| PATH_DEFAULT.into()));
+    if let Some(lang) = std::env::var_os("LANG") {
+        command.env("LANG", lang);
+    }
+    command
+}
+
+/// What the binary's `--version` prints, at most after `wait`.
+pub(super) fn server_version(server: Option<&Path>, wait: Duration) -> Result<String, ProcessError> {
     let server = find_server(server)?;
-    let output = Command::new(&server).arg("--version").stdin(Stdio::null()).stderr(Stdio::null()).output();
-    let output = output.map_err(|source| ProcessError::Version { server, source })?;
-    let text = String::from_utf8_lossy(&output.stdout[..output.stdout.len().min(VERSION_BYTES_MAX)]);
-    Ok(text.trim().to_owned())
+    let printed = first_words(command(&server).arg("--version"), wait);
+    let printed = printed.map_err(|source| ProcessError::Version { server, source })?;
+    Ok(String::from_utf8_lossy(&printed.stdout).trim().to_owned())
 }
 
 /// Refuses a server that was built without TLS. It is started with no port to listen at, so
 /// that any ends at once: at a directive that it doesn't know, or for want of a port.
-pub(super) fn check_tls(server: Option<&Path>) -> Result<(), ProcessError> {
+pub(super) fn check_tls(server: Option<&Path>, wait: Duration) -> Result<(), ProcessError> {
     let server = find_server(server)?;
-    let failed = |source| ProcessError::Version { server: server.clone(), source };
-    let mut child = Command::new(&server)
-        .args(["--port", "0", "--tls-port", "0", "--save", ""])
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(failed)?;
-    let until = Instant::now() + CHECK_TLS_MAX;
-    while child.try_wait().map_err(failed)?.is_none() && Instant::now() < until {
-        std::thread::sleep(CHECK_TLS_POLL);
-    }
-    let _ = child.kill();
-    let output = child.wait_with_output().map_err(failed)?;
-    let text = String::from_utf8_lossy(&output.stderr[..output.stderr.len().min(VERSION_BYTES_MAX)]);
+    let mut command = command(&server);
+    command.args(["--port", "0", "--tls-port", "0", "--save", ""]).current_dir("/");
+    let printed = match first_words(&mut command, wait) {
+        Ok(printed) => printed,
+        Err(source) => return Err(ProcessError::Version { server, source }),
+    };
+    let text = String::from_utf8_lossy(&printed.stderr);
     match text.split_once("FATAL CONFIG FILE ERROR") {
         None => Ok(()),
         Some((_, said)) => {
@@ -183,6 +184,37 @@ pub(super) fn check_tls(server: Option<&Path>) -> Result<(), ProcessError> {
             Err(ProcessError::NoTls { server, said: said.collect::<Vec<_>>().join(" | ") })
         }
     }
+}
+
+/// The first bytes of each kind that a program prints.
+#[derive(Debug, Default)]
+struct Printed {
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+}
+
+/// What a program prints that soon ends; one that doesn't is killed, or this agent could
+/// not end either.
+fn first_words(command: &mut Command, wait: Duration) -> io::Result<Printed> {
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let until = Instant::now() + wait;
+    while child.try_wait()?.is_none() {
+        if Instant::now() >= until {
+            let _ = child.kill();
+            let _ = child.wait();
+            let words = format!("it doesn't end within {} s", wait.as_secs());
+            return Err(io::Error::new(io::ErrorKind::TimedOut, words));
+        }
+        std::thread::sleep(VERSION_POLL);
+    }
+    let mut printed = Printed::default();
+    if let Some(stdout) = child.stdout.take() {
+        stdout.take(VERSION_BYTES_MAX).read_to_end(&mut printed.stdout)?;
+    }
+    if let Some(stderr) = child.stderr.take() {
+        stderr.take(VERSION_BYTES_MAX).read_to_end(&mut printed.stderr)?;
+    }
+    Ok(printed)
 }
 
 /// Raises this process's soft limit of open files to the hard one. Servers inherit it,
@@ -325,23 +357,18 @@ impl Process {
         Ok(Self { pid, fd: Arc::new(pidfd_open(raw, PidfdFlags::NONBLOCK)?) })
     }
 
-    /// Starts a server in its directory, in an environment of nothing but what is said here.
+    /// Starts a server in its directory.
     pub(super) fn spawn(server: &Path, dir: &Path, malloc_conf: Option<&str>) -> io::Result<Self> {
         let stderr = File::create(dir.join(layout::STDERR))?;
-        let mut command = Command::new(server);
+        let mut command = command(server);
         command
             .arg(layout::CONFIG)
             .current_dir(dir)
-            .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap_or_else(|| PATH_DEFAULT.into()))
             .stdin(Stdio::null())
             .stdout(stderr.try_clone()?)
             .stderr(stderr)
             // Ctrl-C at a terminal is the agent's affair, not its servers'.
             .process_group(0);
-        if let Some(lang) = std::env::var_os("LANG") {
-            command.env("LANG", lang);
-        }
         for name in MALLOC_CONF_NAMES {
             command.envs(malloc_conf.map(|conf| (name, conf)));
         }

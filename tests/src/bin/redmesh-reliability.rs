@@ -7,7 +7,7 @@
 use std::io::Write as _;
 use std::panic::catch_unwind;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redmesh_tests::faults::{self, Observed, Scenario, Writes};
 
@@ -38,13 +38,23 @@ fn main() -> ExitCode {
             say(&format!("| {} | skipped, because {reason} |", scenario.fault));
             continue;
         }
-        let seen: Vec<Observed> = (0..trials).filter_map(|_| catch_unwind(scenario.trial).ok()).collect();
+        let seen: Vec<Observed> = (1..=trials).filter_map(|trial| tried(scenario, trial, trials)).collect();
         if seen.len() < trials {
             code = ExitCode::FAILURE;
         }
         say(&row(scenario, trials, &seen));
     }
     code
+}
+
+/// One trial; `None` if it failed. Says on stderr what came of it, for a row takes its time.
+fn tried(scenario: &Scenario, trial: usize, of: usize) -> Option<Observed> {
+    let began = Instant::now();
+    let seen = catch_unwind(scenario.trial).ok();
+    let how = if seen.is_some() { "held" } else { "FAILED" };
+    let took_s = began.elapsed().as_secs_f64();
+    let _ = writeln!(std::io::stderr(), "{}: trial {trial} of {of} {how}, {took_s:.1} s", scenario.name);
+    seen
 }
 
 fn refuse(words: &str) -> ExitCode {

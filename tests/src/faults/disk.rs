@@ -53,10 +53,10 @@ pub const ALL: &[Scenario] = &[
 ];
 
 /// A small file system of its own below a mesh, and gone with that.
-struct SmallDisk(PathBuf);
+pub(super) struct SmallDisk(PathBuf);
 
 impl SmallDisk {
-    fn mount(mesh: &mut Mesh, dir: &Path) -> Self {
+    pub(super) fn mount(mesh: &mut Mesh, dir: &Path) -> Self {
         mesh.mount_small_disk(dir);
         Self(dir.to_owned())
     }
@@ -66,14 +66,14 @@ impl SmallDisk {
     }
 
     /// Takes all bytes that are left.
-    fn fill(&self) {
+    pub(super) fn fill(&self) {
         let mut file = fs::File::create(self.ballast()).expect("make the ballast");
         for size in [65_536, 4096, 1] {
             while file.write_all(&vec![1; size]).is_ok() {}
         }
     }
 
-    fn relieve(&self) {
+    pub(super) fn relieve(&self) {
         fs::remove_file(self.ballast()).expect("remove the ballast");
     }
 }
@@ -127,7 +127,7 @@ fn no_descriptors() -> Observed {
 }
 
 /// Starts an agent that must refuse, and say so by naming `file`.
-fn refuses(mesh: &mut Mesh, host: usize, file: &str) {
+pub(super) fn refuses(mesh: &mut Mesh, host: usize, file: &str) {
     let before = mesh.log(host).len();
     mesh.start_agent(host);
     mesh.await_agent_end(host);

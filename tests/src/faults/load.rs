@@ -34,6 +34,20 @@ pub struct Writes {
 #[derive(Debug)]
 pub struct Load;
 
+impl Writes {
+    /// Of two runs.
+    pub fn plus(&self, other: &Self) -> Self {
+        Self {
+            acked: self.acked + other.acked,
+            failed: self.failed + other.failed,
+            unknown: self.unknown + other.unknown,
+            lost: self.lost + other.lost,
+            stored: self.stored + other.stored,
+            lost_at: [&self.lost_at[..], &other.lost_at[..]].concat(),
+        }
+    }
+}
+
 impl Load {
     /// Starts a run, asking `at`, and waits until it writes.
     pub fn begin(mesh: &Mesh, at: usize) -> Self {
@@ -56,6 +70,21 @@ impl Load {
 
     /// Stops it and waits for its account, which must be closed and add up.
     pub fn end(self, mesh: &Mesh, at: usize) -> Writes {
+        let (run, writes) = self.account(mesh, at);
+        assert_eq!(run["run"]["state"], "stopped", "{run}");
+        writes
+    }
+
+    /// The same of a run that a host's account is missing of, which it must say by its name.
+    pub fn end_without_account_of(self, mesh: &Mesh, at: usize, host: usize) -> Writes {
+        let (run, writes) = self.account(mesh, at);
+        assert_eq!(run["run"]["state"], "incomplete", "{run}");
+        let notes = run["ledger"]["notes"].to_string();
+        assert!(notes.contains(&format!("host-{} never closed its account", host + 1)), "{run}");
+        writes
+    }
+
+    fn account(self, mesh: &Mesh, at: usize) -> (Value, Writes) {
         let run = until("the run's account", SOON, || {
             // It waits for the account; its exit code tells of that, and of a coordinator
             // that isn't there at the moment.
@@ -63,7 +92,6 @@ impl Load {
             show(mesh, at).filter(|run| run["ledger"].is_object())
         });
         assert_accounted(&run);
-        assert_eq!(run["run"]["state"], "stopped", "{run}");
         let (figures, ledger) = (&run["run"], &run["ledger"]);
         let at = |entry: &Value| entry["server"].as_str().expect("a server").to_owned();
         let writes = Writes {
@@ -76,7 +104,7 @@ impl Load {
         };
         // More than was sent would be keys out of nothing.
         assert!(writes.stored <= (writes.acked + writes.unknown).cast_signed(), "{run}");
-        writes
+        (run, writes)
     }
 
     /// The same where nothing may be lost.

@@ -10,6 +10,8 @@ mod load;
 mod network;
 mod processes;
 mod servers;
+mod state;
+mod strangers;
 mod time;
 mod writer;
 
@@ -23,6 +25,9 @@ use crate::wait::until;
 
 /// For whatever has to come about, on a busy machine of two cores.
 const SOON: Duration = Duration::from_secs(90);
+
+/// The environment variable that names another build of the agent.
+pub const OTHER_AGENT: &str = "REDMESH_OTHER_AGENT";
 
 /// Hosts of most trials; their instances are in [`PER_HOST`].
 const HOSTS: usize = 3;
@@ -49,6 +54,16 @@ pub enum Need {
     Root,
     /// Network namespaces and nftables.
     Namespaces,
+    /// A cgroup that limits memory.
+    MemoryCgroup,
+    /// That a pid can be given a second time.
+    Pids,
+    /// A tracer of system calls.
+    Strace,
+    /// A library that gives a process another clock.
+    FakeTime,
+    /// Another build of the agent, named by [`OTHER_AGENT`].
+    OtherAgent,
 }
 
 /// A fault and its trial.
@@ -68,7 +83,7 @@ pub struct Scenario {
 
 /// All of them, in the table's order.
 pub fn all() -> impl Iterator<Item = &'static Scenario> {
-    [processes::ALL, servers::ALL, network::ALL, disk::ALL, time::ALL].into_iter().flatten()
+    [processes::ALL, servers::ALL, network::ALL, disk::ALL, state::ALL, time::ALL].into_iter().flatten()
 }
 
 /// The one of that name.
@@ -82,6 +97,13 @@ impl Scenario {
         self.needs.iter().find_map(|need| match need {
             Need::Root => (!rustix::process::geteuid().is_root()).then_some("it needs root"),
             Need::Namespaces => crate::net::missing(),
+            Need::MemoryCgroup => crate::cgroup::missing(),
+            Need::Pids => strangers::missing(),
+            Need::Strace => crate::tracer::missing(),
+            Need::FakeTime => time::missing(),
+            Need::OtherAgent => std::env::var_os(OTHER_AGENT).is_none().then_some(
+                "REDMESH_OTHER_AGENT doesn't name an agent of another build that speaks the same protocol",
+            ),
         })
     }
 }

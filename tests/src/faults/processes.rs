@@ -1,14 +1,17 @@
 //! Agents that are killed, stopped or replaced while their servers go on.
 
+use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::io::Write as _;
+use std::path::PathBuf;
 
 use rustix::process::Signal;
 
+use super::strangers::Stranger;
 use super::writer::Writer;
 use super::{
-    HOSTS, Load, Observed, Scenario, agent, await_coordinator, await_dead, coordinator_and_others, formed,
-    timed, whole,
+    HOSTS, Load, Need, OTHER_AGENT, Observed, Scenario, agent, await_coordinator, await_dead, await_served,
+    coordinator_and_others, formed, server, timed, whole,
 };
 use crate::mesh::MeshBuilder;
 use crate::process::send;
@@ -48,7 +51,21 @@ pub const ALL: &[Scenario] = &[
         fault: "each agent in turn is ended (SIGTERM), its binary replaced by another file, and started again",
         result: "the servers keep their pids; not one of another client's writes fails",
         needs: &[],
-        trial: agent_upgraded,
+        trial: || agent_upgraded(None),
+    },
+    Scenario {
+        name: "agent-of-another-build",
+        fault: "each agent in turn is ended (SIGTERM) and started again as another build (the one that `REDMESH_OTHER_AGENT=PATH` names), and then back as this one",
+        result: "both work in one mesh, in either direction; the servers keep their pids; not one of another client's writes fails",
+        needs: &[Need::OtherAgent],
+        trial: || agent_upgraded(std::env::var_os(OTHER_AGENT)),
+    },
+    Scenario {
+        name: "pid-reused",
+        fault: "an agent and one of its servers are killed, and somebody else's redis-server gets the server's pid; then the same with an agent that is only stopped",
+        result: "each time a server is started in the dead one's place; the strangers are neither adopted nor signalled",
+        needs: &[Need::Pids],
+        trial: pid_reused,
     },
 ];
 
@@ -106,30 +123,33 @@ fn coordinator(signal: Signal) -> Observed {
     Observed { served: Some(served), whole: Some(time), writes: Some(load.end_without_loss(&mesh, at)) }
 }
 
-/// Another build of the agent, or the same one as another file: REDMESH_OTHER_AGENT names one.
-fn agent_upgraded() -> Observed {
+/// Another build and back, or the same build as another file.
+fn agent_upgraded(other: Option<OsString>) -> Observed {
     let mut mesh = formed(MeshBuilder::new(HOSTS).own_binary(), "0");
     let writer = Writer::begin(&mesh, 0);
     let (load, pids) = (Load::begin(&mesh, 0), mesh.servers());
-    let (binary, new) = (mesh.agent_binary(), mesh.dir().join("redmesh-agent.new"));
-    match std::env::var_os("REDMESH_OTHER_AGENT") {
-        Some(other) => {
-            std::fs::copy(other, &new).expect("copy the other agent");
-        }
+    let (binary, new, own) =
+        (mesh.agent_binary(), mesh.dir().join("redmesh-agent.new"), mesh.dir().join("redmesh-agent.own"));
+    std::fs::copy(&binary, &own).expect("copy the agent");
+    let ways = match other {
+        Some(other) => vec![PathBuf::from(other), own],
         None => {
-            std::fs::copy(&binary, &new).expect("copy the agent");
             // What stands after an ELF file's end is nobody's.
-            let mut file = OpenOptions::new().append(true).open(&new).expect("open the copy");
+            let mut file = OpenOptions::new().append(true).open(&own).expect("open the copy");
             file.write_all(b"another file").expect("make it another");
+            vec![own]
         }
-    }
-    std::fs::rename(&new, &binary).expect("replace the agent's binary");
+    };
     let (time, ()) = timed(|| {
-        for host in 0..HOSTS {
-            mesh.end_agent(host);
-            mesh.start_agent(host);
-            whole(&mesh, (host + 1) % HOSTS);
-            writer.await_more();
+        for to in &ways {
+            std::fs::copy(to, &new).expect("copy an agent");
+            std::fs::rename(&new, &binary).expect("replace the agent's binary");
+            for host in 0..HOSTS {
+                mesh.end_agent(host);
+                mesh.start_agent(host);
+                whole(&mesh, (host + 1) % HOSTS);
+                writer.await_more();
+            }
         }
     });
     assert_eq!(mesh.servers(), pids);
@@ -137,5 +157,38 @@ fn agent_upgraded() -> Observed {
     load.goes_on(&mesh, 0);
     let writes = load.end_without_loss(&mesh, 0);
     assert_eq!((writes.failed, writes.unknown), (0, 0), "{writes:?}");
+    Observed { whole: Some(time), writes: Some(writes), served: None }
+}
+
+fn pid_reused() -> Observed {
+    let mut mesh = formed(MeshBuilder::new(HOSTS), "0");
+    let [at, host, _] = coordinator_and_others(&mesh);
+    let load = Load::begin(&mesh, at);
+    let [first, second] = [6379, 6380].map(|port| server(&mesh, host, port).expect("it runs"));
+
+    mesh.kill_agent(host);
+    send(&first, Signal::KILL);
+    let mut strangers = vec![Stranger::under(first.pid)];
+    mesh.start_agent(host);
+    let (time, ()) = timed(|| {
+        await_served(&mesh, &[0, 1, 2]);
+        whole(&mesh, at);
+    });
+
+    // The agent has adopted this one: it isn't its child, so that its pid is free at once.
+    let process = agent(&mesh, host);
+    send(&process, Signal::STOP);
+    send(&second, Signal::KILL);
+    strangers.push(Stranger::under(second.pid));
+    send(&process, Signal::CONT);
+    await_served(&mesh, &[0, 1, 2]);
+    whole(&mesh, at);
+
+    load.goes_on(&mesh, at);
+    let writes = load.end(&mesh, at);
+    for (port, old) in [(6379, &first), (6380, &second)] {
+        assert_ne!(server(&mesh, host, port).expect("it runs again").pid, old.pid);
+    }
+    strangers.iter_mut().for_each(Stranger::assert_untouched);
     Observed { whole: Some(time), writes: Some(writes), served: None }
 }

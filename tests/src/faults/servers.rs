@@ -3,9 +3,10 @@
 use rustix::process::Signal;
 
 use super::{
-    HOSTS, Load, Observed, SOON, Scenario, await_coordinator, await_served, coordinator_and_others, formed,
-    primary_on, server, timed, whole,
+    HOSTS, Load, Need, Observed, SOON, Scenario, await_coordinator, await_served, coordinator_and_others,
+    formed, primary_on, server, timed, whole,
 };
+use crate::cgroup::MemoryGroup;
 use crate::mesh::{Mesh, MeshBuilder};
 use crate::process::send;
 use crate::wait::until;
@@ -18,6 +19,13 @@ pub const ALL: &[Scenario] = &[
         result: "it is back under its node id; what it held in memory is lost, and charged to it alone",
         needs: &[],
         trial: server_killed,
+    },
+    Scenario {
+        name: "server-out-of-memory",
+        fault: "a redis-server without a replica may use 4 MiB more (a memory cgroup), and the kernel kills it once it does",
+        result: "the agent says that it was want of memory, and starts it again",
+        needs: &[Need::MemoryCgroup],
+        trial: server_out_of_memory,
     },
     Scenario {
         name: "server-stopped",
@@ -52,6 +60,29 @@ fn server_killed() -> Observed {
     let load = Load::begin(&mesh, at);
     let (id, victim) = (node_id(&mesh, host, 6379), server(&mesh, host, 6379).expect("it runs"));
     send(&victim, Signal::KILL);
+    let (time, ()) = timed(|| await_served(&mesh, &[0, 1, 2]));
+    assert_ne!(server(&mesh, host, 6379).expect("it runs again").pid, victim.pid);
+    assert_eq!(node_id(&mesh, host, 6379), id);
+    whole(&mesh, at);
+    load.goes_on(&mesh, at);
+    let writes = load.end(&mesh, at);
+    let charged = format!("{}:6379", mesh.ip(host));
+    assert!(writes.lost_at.iter().all(|server| *server == charged), "{writes:?}");
+    Observed { whole: Some(time), writes: Some(writes), served: None }
+}
+
+/// What a server may use beyond what it has: soon filled by a run.
+const MEMORY_BYTES: u64 = 4 << 20;
+
+fn server_out_of_memory() -> Observed {
+    let mesh = formed(MeshBuilder::new(HOSTS), "0");
+    let [at, host, _] = coordinator_and_others(&mesh);
+    let (id, victim) = (node_id(&mesh, host, 6379), server(&mesh, host, 6379).expect("it runs"));
+    let group = MemoryGroup::new("server", MEMORY_BYTES).expect("make a cgroup");
+    group.take(victim.pid).expect("move the server");
+    let load = Load::begin(&mesh, at);
+    let told = || mesh.log(host).contains("for want of memory: probably this one");
+    until("the agent to speak of memory", SOON, || told().then_some(()));
     let (time, ()) = timed(|| await_served(&mesh, &[0, 1, 2]));
     assert_ne!(server(&mesh, host, 6379).expect("it runs again").pid, victim.pid);
     assert_eq!(node_id(&mesh, host, 6379), id);

@@ -28,6 +28,10 @@ pub(super) use machine::MachineStore;
 /// Name of the file in the state directory.
 pub const FILE_NAME: &str = "raft.redb";
 
+/// Of the file, so much is kept in memory. redb's own bound is 1 GiB, so an agent's memory
+/// would follow the file, which grows until the first logs are dropped.
+const CACHE_BYTES_MAX: usize = 1024 * 1024;
+
 /// Log entries by index.
 const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
 /// Single values by name.
@@ -139,7 +143,11 @@ impl Store {
         let store = Self { inner: Arc::clone(&inner) };
         store
             .blocking(move || {
-                let db = Database::create(&inner.path).map_err(|error| inner.open_error(error))?;
+                let mut options = Database::builder();
+                let db = options
+                    .set_cache_size(CACHE_BYTES_MAX)
+                    .create(&inner.path)
+                    .map_err(|error| inner.open_error(error))?;
                 *inner.db.write().unwrap_or_else(PoisonError::into_inner) = Some(db);
                 Ok(())
             })

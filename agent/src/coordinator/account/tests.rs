@@ -104,6 +104,35 @@ fn nothing_is_ok_that_was_not_sampled_or_not_closed() {
     assert!(more.notes[1].contains("10 keys more") && more.notes[1].contains("account is open"), "{more:?}");
 }
 
+#[test]
+fn what_a_lost_ledger_leaves_open_is_unknown_and_the_account_adds_up() {
+    let tally = |host, epoch, closed, issued, acked| {
+        let counts = Counts { issued, acked, failed: 1, ..Counts::default() };
+        Tally { host: HostId(host), share: 0, epoch, closed, counts }
+    };
+    let whole = tally(1, 0, true, 50, 49);
+    let mut tallies = vec![whole.clone(), tally(2, 0, false, 40, 35), tally(2, 1, false, 7, 6)];
+    assert_eq!(settle_open(&mut tallies), BTreeMap::from([(HostId(2), 4)]));
+    assert_eq!(tallies[0], whole);
+    let total = stats::total(&tallies);
+    assert_eq!((total.issued, total.acked, total.failed, total.unknown), (97, 90, 3, 4));
+    assert_eq!(total.in_flight(), 0);
+    let again = tallies.clone();
+    settle_open(&mut tallies);
+    assert_eq!(tallies, again);
+    for held in [90, 94] {
+        let before = vec![sample(1, "a", true, 0, 0)];
+        let closing =
+            Closing { tallies: tallies.clone(), ..closing(0, 0, vec![sample(1, "a", true, held, held)]) };
+        let ledger = close(&run(before), closing).ledger;
+        assert_eq!(
+            (ledger.lost, ledger.ok),
+            (0, false),
+            "an account that its host did not close proves nothing"
+        );
+    }
+}
+
 fn acked_by(acked: &[(u16, u64)]) -> AckedBy {
     let of = |&(port, acked)| ((HostId(1), port), (SocketAddr::from(([127, 0, 0, 1], port)), acked));
     acked.iter().map(of).collect()

@@ -205,6 +205,32 @@ fn plan(addr: SocketAddr) -> ClusterPlan {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_ends_by_a_level_that_could_not_be_kept_is_ended_and_nothing_is_begun_by_it() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let bearer = shares(&dir);
+    let plan = Some(plan(server(Ipv4Addr::new(127, 31, 9, 3))));
+    let unbounded = Share { writes: None, ..share(false) };
+    let mut level = Level { plan, ..level(run(vec![unbounded.clone(), unbounded.clone()])) };
+    level.runs[0].spec.until = RunUntil::Seconds(u32::MAX);
+    bearer.reconcile(&level, true, &AdminPool::new(Default::default()));
+    let all = bearer.of_run(run_id());
+
+    level.runs[0].shares.push(unbounded);
+    bearer.stop_what_ends(&level);
+    let acked = || all.iter().map(|share| share.counts()[0].counts.acked).min();
+    wait_for("both to write", || acked() > Some(0)).await;
+    assert!(bearer.get((run_id(), 2)).is_none());
+
+    level.runs[0].shares[1].given_up = true;
+    bearer.stop_what_ends(&level);
+    wait_for("the one that was given up to close", || all[1].closed()).await;
+    assert!(!all[0].closed());
+    level.runs[0].stage = RunStage::Stopping;
+    bearer.stop_what_ends(&level);
+    wait_for("the other to close", || all[0].closed()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_host_bears_its_own_share_and_one_that_it_took_over() {
     let dir = tempfile::tempdir().expect("temp dir");
     let bearer = shares(&dir);

@@ -46,6 +46,15 @@ pub fn remaining(run: &Run, share: &Share, done: Done, now_unix_ms: u64) -> Opti
     }
 }
 
+/// The time by which a host may go that learned of `run` just now and knew all there was
+/// to know until `ignorant_for` ago: the run can't be much older than that, whatever this
+/// host's clock says. Without it the wall clock is all there is.
+pub fn plausible_now(run: &Run, now_unix_ms: u64, ignorant_for: Option<Duration>) -> u64 {
+    let Some(ignorant_for) = ignorant_for else { return now_unix_ms };
+    let gone = u64::try_from((ignorant_for + START_GRACE).as_millis()).unwrap_or(u64::MAX);
+    now_unix_ms.min(run.starts_unix_ms.saturating_add(gone))
+}
+
 /// Whether `share` was taken over or added while the run was going on.
 fn came_later(run: &Run, share: &Share) -> bool {
     share.rest_of.is_some() || share.first_worker >= run.spec.workers
@@ -134,6 +143,24 @@ mod tests {
         }
         let early = remaining(&run(RunUntil::Seconds(60)), &whole, FRESH, 999_000);
         assert_eq!(early, Some(ShareUntil::Seconds(60)));
+    }
+
+    #[test]
+    fn a_clock_that_is_ahead_takes_nothing_from_a_run_that_was_heard_of_at_once() {
+        let run = run(RunUntil::Seconds(60));
+        let left = |ahead_ms: u64, ignorant_for| {
+            let now = plausible_now(&run, 1_000_000 + ahead_ms, ignorant_for);
+            remaining(&run, &share(None), FRESH, now)
+        };
+        let at_once = Some(Duration::from_millis(200));
+        assert_eq!(left(120_000, at_once), Some(ShareUntil::Seconds(59)));
+        assert_eq!(left(4_000, at_once), Some(ShareUntil::Seconds(60)));
+        assert_eq!(left(120_000, None), None, "an agent that was away goes by its clock");
+        assert_eq!(left(120_000, Some(Duration::from_secs(30))), Some(ShareUntil::Seconds(30)));
+        assert_eq!(left(20_000, Some(Duration::from_secs(30))), Some(ShareUntil::Seconds(45)));
+        let behind = plausible_now(&run, 880_000, at_once);
+        assert_eq!(remaining(&run, &share(None), FRESH, behind), Some(ShareUntil::Seconds(60)));
+        assert_eq!(begins_in(&run, &share(None), FRESH, behind), BEGIN_AHEAD_MAX);
     }
 
     #[test]

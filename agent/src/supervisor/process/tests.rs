@@ -21,6 +21,29 @@ fn a_server_may_be_named_as_in_path_or_by_a_path() {
     assert!(find_in(Some(Path::new("other")), path).is_err());
 }
 
+fn script(dir: &Path, text: &str) -> PathBuf {
+    let path = dir.join("my-redis");
+    std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    path
+}
+
+#[test]
+fn the_version_is_asked_for_in_the_servers_environment() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = script(dir.path(), "exec env");
+    let printed = server_version(Some(&server), VERSION_WAIT).unwrap();
+    assert!(printed.contains("PATH=") && !printed.contains("CARGO_MANIFEST_DIR"), "{printed}");
+}
+
+#[test]
+fn a_binary_that_says_no_version_and_does_not_end_is_killed() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = script(dir.path(), "exec sleep 600");
+    let error = server_version(Some(&server), Duration::from_millis(50)).unwrap_err();
+    assert!(crate::error_chain(&error).contains("doesn't end within"), "{error:?}");
+}
+
 #[test]
 fn a_low_limit_of_open_files_names_the_figures() {
     let words = nofile_words(Some(1024), 6094).unwrap_err();
