@@ -119,7 +119,7 @@ impl Applying {
                         // Whoever asked may be gone; it stands all the same.
                         let _ = done.send(self.change(new, &mut untold).await);
                     }
-                    None => self.tell_late(&mut untold).await,
+                    None => self.tell(&mut untold, 0).await,
                 }
             };
             tokio::select! {
@@ -185,10 +185,6 @@ impl Applying {
             warn!(servers = untold.len(), "don't answer: they are told of changed directives once they do");
         }
         in_force
-    }
-
-    async fn tell_late(&self, untold: &mut Untold) {
-        self.tell(untold, 0).await;
     }
 
     /// Tells whoever has not been told, all at once; `before` have taken the same already.

@@ -82,3 +82,90 @@ impl RedisConf {
         all
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use redmesh_api::secret::RedisSecret;
+
+    use super::*;
+
+    fn directives(all: &[(&str, &[&str])]) -> Directives {
+        let lines = |lines: &[&str]| lines.iter().map(|line| (*line).to_owned()).collect();
+        all.iter().map(|(name, values)| ((*name).to_owned(), lines(values))).collect()
+    }
+
+    fn names(all: &[&str]) -> BTreeSet<String> {
+        all.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    fn conf(all: &[(&str, &[&str])], secret: Option<RedisSecret>) -> RedisConf {
+        RedisConf {
+            addr: ([10, 0, 0, 1], 6379).into(),
+            node_timeout_ms: 5000,
+            forming: None,
+            clients_needed: 5000,
+            dir: "/d".into(),
+            somaxconn: Some(128),
+            directives: directives(all),
+            secret,
+        }
+    }
+
+    #[test]
+    fn what_has_changed_is_found_whatever_the_letters() {
+        let old = directives(&[("Save", &["900 1"]), ("hz", &["10"]), ("maxmemory", &["1gb"])]);
+        let new = directives(&[("save", &["900 1"]), ("HZ", &["20"]), ("appendonly", &["yes"])]);
+        assert_eq!(changed(&old, &new), names(&["appendonly", "hz", "maxmemory"]));
+        assert_eq!(changed(&old, &old), BTreeSet::new());
+        let kept = without(&new, &old, &names(&["hz", "appendonly", "maxmemory"]));
+        assert_eq!(changed(&old, &kept), BTreeSet::new(), "all changes are taken back");
+        assert_eq!(changed(&new, &without(&new, &old, &names(&["hz"]))), names(&["hz"]));
+    }
+
+    #[test]
+    fn a_running_server_is_told_what_the_file_says() {
+        let limits: &[&str] = &["normal 0 0 0", "replica 256mb 64mb 60"];
+        let conf = conf(
+            &[("client-output-buffer-limit", limits), ("proc-title-template", &["\"{title} x\""])],
+            Some(RedisSecret::parse(&"ab".repeat(32)).expect("a secret")),
+        );
+        let value = |name: &str| conf.live_value(name).expect("a value");
+        let limits = "normal 0 0 0 replica 256mb 64mb 60";
+        assert_eq!(value("client-output-buffer-limit").as_deref(), Some(limits));
+        assert_eq!(value("proc-title-template").as_deref(), Some("{title} x"));
+        // What was taken away is the agent's own default; what isn't the agent's only the server knows.
+        assert_eq!(value("save").as_deref(), Some(""));
+        assert_eq!(value("tcp-backlog").as_deref(), Some("128"));
+        assert_eq!(value("masteruser").as_deref(), Some("redmesh"));
+        assert!(value("requirepass").is_some_and(|password| !password.is_empty()));
+        assert_eq!(value("maxmemory"), None);
+    }
+
+    #[test]
+    fn replicas_logins_change_together() {
+        let told = RedisConf::told_with(&names(&["masterauth", "hz"]));
+        assert_eq!(told, names(&["hz", "masterauth", "masteruser"]));
+        let own = conf(&[("masterauth", &["x"])], None);
+        assert_eq!(own.live_value("masterauth").expect("a value").as_deref(), Some("x"));
+        assert_eq!(own.live_value("masteruser").expect("a value").as_deref(), Some(""), "nobody's name");
+        assert_eq!(RedisConf::told_with(&names(&["hz"])), names(&["hz"]));
+    }
+
+    #[test]
+    fn a_refusal_is_told_from_a_directive_that_cannot_change() {
+        for said in [
+            "CONFIG SET failed (possibly related to argument 'tcp-backlog') - can't set immutable config",
+            "Unknown option or number of arguments for CONFIG SET - 'user'",
+            "Unsupported CONFIG parameter: io-threads",
+            "CONFIG SET failed (possibly related to argument 'dir') - can't set protected config",
+        ] {
+            assert_eq!(Refusal::of(said), Refusal::Fixed, "{said}");
+        }
+        for said in [
+            "CONFIG SET failed (possibly related to argument 'maxmemory') - argument must be a memory value",
+            "Invalid argument 'x' for CONFIG SET 'maxmemory'",
+        ] {
+            assert_eq!(Refusal::of(said), Refusal::Value, "{said}");
+        }
+    }
+}
