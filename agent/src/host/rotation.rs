@@ -250,7 +250,9 @@ async fn tell_one(admin: &AdminPool, conf: &RedisConf, access: &Access) -> Resul
         }
         admin.set_user(conf.addr, AGENT_USER, &reset(wanted)).await?;
     }
-    if access.settled && !conf.owns_primary_login() {
+    // Not at each start of an agent: what a person has set by hand stays.
+    let due = changed || access.accepted.former().is_some();
+    if due && access.settled && !conf.owns_primary_login() {
         admin.config_set(conf.addr, &[("masterauth", access.replicate.agent_password())]).await?;
     }
     Ok(changed)
