@@ -193,7 +193,7 @@ impl Rotation {
         // Servers of another owner have the owner's passwords.
         let plan = level.plan.as_ref().filter(|plan| plan.spec.servers == Servers::Supervised)?;
         let statuses = self.statuses.borrow().clone();
-        let running = |addr| {
+        let running = |addr: SocketAddr| {
             let status = statuses.iter().find(|status| status.addr == addr)?;
             status.pid.filter(|_| status.phase == Phase::Running)
         };

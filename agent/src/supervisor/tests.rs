@@ -7,6 +7,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use uuid::Uuid;
 
 use super::*;
+use crate::login::Login;
 
 /// For anything that a healthy machine does in a second.
 const PATIENCE: Duration = Duration::from_secs(30);

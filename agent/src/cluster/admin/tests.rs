@@ -15,6 +15,7 @@ use crate::cluster::plan::{PlanInput, plan};
 use crate::cluster::redis_conf::{RedisConf, clients_needed};
 use crate::cluster::version::ServerVersion;
 use crate::cluster::{render_nodes_conf, topology};
+use crate::login::Login;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
