@@ -26,7 +26,10 @@ impl Control {
         match self.orders.commit(Command::RevokeOperator(operator.clone())).await {
             Ok(Applied::Done | Applied::Unchanged) => {
                 tracing::info!(operator = name, "revoked an operator's certificates");
-                ControlReply::Revoked(operator)
+                // A clock that was set back leaves the later time of an earlier revocation.
+                let level = self.census.level();
+                let known = level.revoked.iter().find(|known| known.name == *name);
+                ControlReply::Revoked(known.cloned().unwrap_or(operator))
             }
             Ok(Applied::Rejected(reason)) => refused(RefusalKind::Conflict, reason),
             Err(error) => uncertain(&error),

@@ -193,7 +193,7 @@ impl Rotation {
         // Servers of another owner have the owner's passwords.
         let plan = level.plan.as_ref().filter(|plan| plan.spec.servers == Servers::Supervised)?;
         let statuses = self.statuses.borrow().clone();
-        let running = |addr| {
+        let running = |addr: SocketAddr| {
             let status = statuses.iter().find(|status| status.addr == addr)?;
             status.pid.filter(|_| status.phase == Phase::Running)
         };
@@ -250,7 +250,9 @@ async fn tell_one(admin: &AdminPool, conf: &RedisConf, access: &Access) -> Resul
         }
         admin.set_user(conf.addr, AGENT_USER, &reset(wanted)).await?;
     }
-    if access.settled && !conf.owns_primary_login() {
+    // Not at each start of an agent: what a person has set by hand stays.
+    let due = changed || access.accepted.former().is_some();
+    if due && access.settled && !conf.owns_primary_login() {
         admin.config_set(conf.addr, &[("masterauth", access.replicate.agent_password())]).await?;
     }
     Ok(changed)
