@@ -1,9 +1,9 @@
 //! One load thread's connection to one server: bytes to send, what is owed for them,
 //! and what waits for the connection to open.
 //!
-//! It knows for every write whether any of its bytes was handed to the kernel; that
-//! alone decides between *unknown* and *may be sent again* when the connection is
-//! lost. It takes no decision itself: `dispatch` does.
+//! It knows for every write whether any of its bytes was handed to the kernel (with TLS to
+//! the session, see `stream`); that alone decides between *unknown* and *may be sent again*
+//! when the connection is lost. It takes no decision itself: `dispatch` does.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};

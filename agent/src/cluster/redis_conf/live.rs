@@ -85,9 +85,10 @@ impl RedisConf {
 
 #[cfg(test)]
 mod tests {
-    use redmesh_api::secret::RedisSecret;
+    use redmesh_api::secret::{RedisSecret, RedisSecrets};
 
     use super::*;
+    use crate::login::Access;
 
     fn directives(all: &[(&str, &[&str])]) -> Directives {
         let lines = |lines: &[&str]| lines.iter().map(|line| (*line).to_owned()).collect();
@@ -98,7 +99,7 @@ mod tests {
         all.iter().map(|name| (*name).to_owned()).collect()
     }
 
-    fn conf(all: &[(&str, &[&str])], secret: Option<RedisSecret>) -> RedisConf {
+    fn conf(all: &[(&str, &[&str])], access: Option<Access>) -> RedisConf {
         RedisConf {
             addr: ([10, 0, 0, 1], 6379).into(),
             node_timeout_ms: 5000,
@@ -107,7 +108,8 @@ mod tests {
             dir: "/d".into(),
             somaxconn: Some(128),
             directives: directives(all),
-            secret,
+            access,
+            tls: None,
         }
     }
 
@@ -127,7 +129,7 @@ mod tests {
         let limits: &[&str] = &["normal 0 0 0", "replica 256mb 64mb 60"];
         let conf = conf(
             &[("client-output-buffer-limit", limits), ("proc-title-template", &["\"{title} x\""])],
-            Some(RedisSecret::parse(&"ab".repeat(32)).expect("a secret")),
+            Some(RedisSecrets::from(RedisSecret::generate().expect("a secret")).into()),
         );
         let value = |name: &str| conf.live_value(name).expect("a value");
         let limits = "normal 0 0 0 replica 256mb 64mb 60";
