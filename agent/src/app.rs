@@ -18,7 +18,7 @@ use tracing::{error, info};
 
 use crate::census::{Census, HeardCounts, ParsedHosts};
 use crate::cluster::{self, AdminOptions};
-use crate::config::{Config, OnAgentExit, RedisAuth};
+use crate::config::{Config, OnAgentExit, RedisAuth, RedisTlsMode};
 use crate::consensus::{Consensus, ConsensusOptions};
 use crate::control::Control;
 use crate::control::runs::RateSampler;
@@ -35,13 +35,14 @@ use crate::host::instances::{LocalSettings, Sources};
 use crate::host::joining::Joining;
 use crate::host::shares::{ShareSettings, Shares};
 use crate::host::views::Views;
-use crate::host::{instances, joining, levels, settling, shares, views};
+use crate::host::{certificates, instances, joining, levels, settling, shares, views};
 use crate::identity::HostIdentity;
 use crate::level::LevelCell;
 use crate::login::Login;
 use crate::mesh::{Mesh, MeshOptions};
 use crate::metrics;
 use crate::preflight::Reader;
+use crate::redis_tls::RedisTls;
 use crate::reload::{self, Reloads};
 use crate::renewal;
 use crate::supervisor::{OnExit, Supervise, SupervisorOptions};
@@ -112,6 +113,7 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
     let identity = tls::Identity::load(&config.identity_dir)
         .with_context(|| format!("identity.dir = {}", config.identity_dir.display()))?;
     let secret = redis_secret(&config)?;
+    let redis_tls = redis_tls(&config, &identity)?;
     let name = identity.name().to_owned();
     let levels_cell = LevelCell::open(&config.state_dir, disk.clone())?;
     info!(host = %host.id(), name, generation = host.generation(), mesh = config.mesh.name, "starting");
@@ -145,6 +147,7 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
         redis_ip: config.redis.ip,
         base_port: config.redis.base_port,
         bootstrap_expect: config.mesh.bootstrap_expect,
+        redis_tls: redis_tls.is_some(),
     };
     let mesh = Mesh::start(
         MeshOptions {
@@ -184,6 +187,7 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
         server: config.redis.server.clone(),
         malloc_conf: config.redis.malloc_conf.clone(),
         login: login.clone(),
+        tls: redis_tls.clone(),
         release_at_once: config.redis.release_at_once,
         on_exit: match config.redis.on_agent_exit {
             OnAgentExit::Leave => OnExit::Leave,
@@ -192,7 +196,8 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
         cancel: cancel.child_token(),
     })
     .context("can't start the supervisor")?;
-    let admin = admin(AdminOptions { login: login.clone(), ..AdminOptions::default() });
+    let admin =
+        admin(AdminOptions { login: login.clone(), tls: redis_tls.clone(), ..AdminOptions::default() });
 
     let census = Census {
         host: host.id(),
@@ -210,6 +215,7 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
         state_dir: config.state_dir.clone(),
         threads: config.load_threads,
         login,
+        tls: redis_tls.clone(),
         engine: load,
         clock,
         disk,
@@ -253,6 +259,7 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
         directives,
         somaxconn: somaxconn(),
         secret,
+        tls: redis_tls.as_ref().map(|_| config.identity_dir.clone()),
     };
     let reconcile = instances::reconcile(
         levels_cell.subscribe(),
@@ -263,6 +270,16 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
     );
     tasks.spawn(named("instances", reconcile));
     let (unsettled, settled) = watch::channel(None);
+    let (outdated, outdates) = watch::channel(None);
+    let refresh = certificates::refresh(
+        levels_cell.subscribe(),
+        redis_tls.clone(),
+        admin.clone(),
+        local.clone(),
+        outdated,
+        cancel.clone(),
+    );
+    tasks.spawn(named("servers' certificates", refresh));
     let settle = settling::settle(levels_cell.subscribe(), admin.clone(), local, unsettled, cancel.clone());
     tasks.spawn(named("settling", settle));
     let watching =
@@ -278,6 +295,7 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
         joining: progress,
         refused: refusals,
         unsettled: settled,
+        outdated: outdates,
         shares: shares.clone(),
     };
     tasks.spawn(named("observed", instances::publish(host.id(), sources, mesh.clone(), cancel.clone())));
@@ -308,7 +326,13 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
         let dirs =
             vec![("state.dir", config.state_dir.clone()), ("redis.data_dir", config.redis.data_dir.clone())];
         tasks.spawn(named("machine metrics", metrics::machine::update(quic.clone(), dirs, cancel.clone())));
-        let renewing = renewal::watch(config.identity_dir.clone(), identity, quic.clone(), cancel.clone());
+        let renewing = renewal::watch(
+            config.identity_dir.clone(),
+            identity,
+            quic.clone(),
+            redis_tls.clone(),
+            cancel.clone(),
+        );
         tasks.spawn(named("certificate", renewing));
         if config.firewall_manage {
             let keep = firewall::keep(census.clone(), config.mesh.seeds.clone(), cancel.clone());
@@ -318,7 +342,10 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
             let gate = Gate::new(census.clone(), control.clone(), config.identity_dir.clone());
             tasks.spawn(named("join port", port.serve(Arc::new(gate), cancel.clone())));
         }
-        tasks.spawn(named("reload", reload::on_hangup(reloads, config.clone(), quic, cancel.clone())));
+        tasks.spawn(named(
+            "reload",
+            reload::on_hangup(reloads, config.clone(), quic, redis_tls, cancel.clone()),
+        ));
     }
     if let (Some(addr), Some(exposition)) = (config.http_listen, exposition) {
         let listener = metrics::http::bind(addr).await.map_err(|words| anyhow!(words))?;
@@ -366,6 +393,17 @@ pub fn redis_secret(config: &Config) -> Result<Option<RedisSecret>> {
     let secret = RedisSecret::load(&config.identity_dir)
         .with_context(|| format!("identity.dir = {}", config.identity_dir.display()))?;
     Ok(Some(secret))
+}
+
+/// TLS to the redis-servers, where the configuration wants it.
+///
+/// # Errors
+/// The host's certificate can't serve its servers.
+pub fn redis_tls(config: &Config, identity: &tls::Identity) -> Result<Option<RedisTls>> {
+    if config.redis.tls == RedisTlsMode::Off {
+        return Ok(None);
+    }
+    Ok(Some(RedisTls::new(identity, config.redis.ip)?))
 }
 
 /// Names a task, so that one that ends can be told.

@@ -46,6 +46,9 @@ pub struct HostFacts {
     pub base_port: u16,
     /// Its `mesh.bootstrap_expect`.
     pub bootstrap_expect: u16,
+    /// Whether its instances speak TLS, and it to all.
+    #[serde(default)]
+    pub redis_tls: bool,
 }
 
 /// Who leads, as one host knows it; the newest term counts.

@@ -11,6 +11,7 @@ pub mod disk;
 pub mod config;
 pub mod identity;
 pub mod login;
+pub mod redis_tls;
 pub mod transport;
 pub mod renewal;
 pub mod mesh;

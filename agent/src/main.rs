@@ -199,6 +199,7 @@ fn check(path: &Path, config: &Config) -> Result<()> {
         .with_context(|| format!("identity.dir = {}", config.identity_dir.display()))?;
     QuicTransport::check_identity(&identity, config.mesh.advertise)?;
     app::redis_secret(config)?;
+    app::redis_tls(config, &identity)?;
     filter(&config.log)?;
     let words = format!(
         "{} is valid: host {} of mesh {:?} at {}, instances from {}:{}\n",

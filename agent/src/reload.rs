@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::config::{Config, ConfigError, LogConfig, MeshConfig, RedisConfig};
+use crate::redis_tls::RedisTls;
 use crate::transport::quic::QuicTransport;
 
 /// Changes the log's level.
@@ -41,6 +42,7 @@ pub async fn on_hangup(
     mut reloads: Reloads,
     mut config: Config,
     transport: Arc<QuicTransport>,
+    redis: Option<RedisTls>,
     cancel: CancellationToken,
 ) {
     loop {
@@ -51,12 +53,12 @@ pub async fn on_hangup(
         let mut said = vec![NotifyState::Reloading];
         said.extend(NotifyState::monotonic_usec_now());
         let _ = sd_notify::notify(&said);
-        reload(&reloads, &mut config, &transport);
+        reload(&reloads, &mut config, &transport, redis.as_ref());
         let _ = sd_notify::notify(&[NotifyState::Ready]);
     }
 }
 
-fn reload(reloads: &Reloads, config: &mut Config, transport: &QuicTransport) {
+fn reload(reloads: &Reloads, config: &mut Config, transport: &QuicTransport, redis: Option<&RedisTls>) {
     let new = match (reloads.load)() {
         Ok(new) => new,
         Err(error) => {
@@ -79,7 +81,12 @@ fn reload(reloads: &Reloads, config: &mut Config, transport: &QuicTransport) {
     // From where the agent was started with: another identity.dir takes a restart.
     let renewed = Identity::load(&config.identity_dir)
         .with_context(|| format!("identity.dir = {}", config.identity_dir.display()))
-        .and_then(|identity| Ok(transport.replace_identity(&identity)?));
+        .and_then(|identity| {
+            if let Some(redis) = redis {
+                redis.replace(&identity)?;
+            }
+            Ok(transport.replace_identity(&identity)?)
+        });
     match renewed {
         Ok(()) => info!(
             valid_until_unix_s = transport.certificate_valid_until_unix_s(),
@@ -128,6 +135,7 @@ fn fixed(old: &Config, new: &Config) -> Vec<&'static str> {
         malloc_conf,
         on_agent_exit,
         auth,
+        tls,
         directives: _,
     } = redis;
     [
@@ -146,6 +154,7 @@ fn fixed(old: &Config, new: &Config) -> Vec<&'static str> {
         ("redis.release_at_once", *release_at_once != new.redis.release_at_once),
         ("redis.malloc_conf", *malloc_conf != new.redis.malloc_conf),
         ("redis.auth", *auth != new.redis.auth),
+        ("redis.tls", *tls != new.redis.tls),
         ("redis.on_agent_exit", *on_agent_exit != new.redis.on_agent_exit),
         ("load.threads", *load_threads != new.load_threads),
         ("http.listen", *http_listen != new.http_listen),

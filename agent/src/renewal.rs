@@ -2,7 +2,8 @@
 //!
 //! The files of the identity's directory are looked at every few seconds; what has
 //! changed and then kept still is loaded, checked as at the start, and given to the
-//! transport: new connections are made with it. A reload (SIGHUP) does the same at once. An identity that can't be used is logged
+//! transport, and to what talks TLS to redis-servers: new connections are made with it, and
+//! the host's instances are told (see [`crate::host::certificates`]). A reload (SIGHUP) does the same at once. An identity that can't be used is logged
 //! once and the old one kept. What only a start can change (the host's name, the secret
 //! of the redis-servers) is not taken up.
 
@@ -16,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::clock::now_unix_ms;
+use crate::redis_tls::RedisTls;
 use crate::transport::quic::QuicTransport;
 
 /// Between two looks at the files.
@@ -69,6 +71,7 @@ pub async fn watch(
     dir: PathBuf,
     current: Identity,
     transport: Arc<QuicTransport>,
+    redis: Option<RedisTls>,
     cancel: CancellationToken,
 ) {
     let mut current = current;
@@ -101,6 +104,9 @@ pub async fn watch(
         let taken = loaded.map_err(|error| crate::error_chain(&error)).and_then(|identity| {
             if identity.same_as(&current) {
                 return Ok(false);
+            }
+            if let Some(redis) = &redis {
+                redis.replace(&identity).map_err(|error| crate::error_chain(&error))?;
             }
             transport.replace_identity(&identity).map_err(|error| crate::error_chain(&error))?;
             valid_until_ms = tls::valid_until_unix_ms(identity.chain());

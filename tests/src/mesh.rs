@@ -36,6 +36,7 @@ pub struct MeshBuilder {
     signers: usize,
     keep_servers: bool,
     redis_auth: bool,
+    redis_tls: bool,
     extra: String,
     extra_of: BTreeMap<usize, String>,
     nofile_of: BTreeMap<usize, u32>,
@@ -80,6 +81,7 @@ impl MeshBuilder {
             signers: 0,
             keep_servers: false,
             redis_auth: true,
+            redis_tls: false,
             extra: String::new(),
             extra_of: BTreeMap::new(),
             nofile_of: BTreeMap::new(),
@@ -117,6 +119,12 @@ impl MeshBuilder {
     /// redis-servers without a password.
     pub fn without_redis_auth(mut self) -> Self {
         self.redis_auth = false;
+        self
+    }
+
+    /// redis-servers that speak TLS, and nothing else.
+    pub fn with_redis_tls(mut self) -> Self {
+        self.redis_tls = true;
         self
     }
 
@@ -296,7 +304,7 @@ impl Mesh {
         format!(
             "[mesh]\nname = \"test\"\nlisten = \"{ip}:7379\"\nseeds = [\"{seed}\"]\nbootstrap_expect = {expect}\n\
              gossip_interval_ms = 100\n{join}[identity]\ndir = \"{pki}\"\n[state]\ndir = \"{state}\"\n\
-             [http]\nlisten = \"{ip}:7380\"\n[redis]\ndata_dir = \"{data}\"\non_agent_exit = \"{exit}\"\n{auth}{extra}{extra_of}",
+             [http]\nlisten = \"{ip}:7380\"\n[redis]\ndata_dir = \"{data}\"\non_agent_exit = \"{exit}\"\n{auth}{tls}{extra}{extra_of}",
             seed = self.agent_addr(0),
             expect = self.builder.expect.unwrap_or(self.builder.hosts),
             join = self.join_of(host),
@@ -306,6 +314,7 @@ impl Mesh {
             exit = if self.builder.keep_servers { "leave" } else { "stop" },
             // The default is part of what is tested.
             auth = if self.builder.redis_auth { "" } else { "auth = \"off\"\n" },
+            tls = if self.builder.redis_tls { "tls = \"on\"\n" } else { "" },
             extra = self.builder.extra,
             extra_of = self.builder.extra_of.get(&host).map_or("", String::as_str),
         )
@@ -511,11 +520,20 @@ impl Mesh {
         self.ctl_ok(&["pki", "redis-password", "--dir", pki]).trim().to_owned()
     }
 
-    /// `redis-cli`, which gives the password where the servers want it.
+    /// `redis-cli`, which gives the password where the servers want it, and speaks TLS to
+    /// servers that do.
     pub fn redis_cli_command(&self) -> Command {
         let mut command = self.command(None, "redis-cli");
+        command.args(self.tls_args());
         self.log_in(&mut command);
         command
+    }
+
+    fn tls_args(&self) -> Vec<PathBuf> {
+        match self.builder.redis_tls {
+            true => vec!["--tls".into(), "--cacert".into(), self.dir().join("pki/ca.pem")],
+            false => Vec::new(),
+        }
     }
 
     fn log_in(&self, command: &mut Command) {
@@ -539,7 +557,7 @@ impl Mesh {
     pub fn redis_cli_fed(&self, host: usize, port: u16, commands: &str) -> String {
         // A server on a host that is cut off would be dialled for minutes.
         let mut command = self.command(None, "timeout");
-        command.args(["10", "redis-cli"]);
+        command.args(["10", "redis-cli"]).args(self.tls_args());
         self.log_in(&mut command);
         let mut child = command
             .args(["-c", "-h", &self.ip(host), "-p", &port.to_string()])

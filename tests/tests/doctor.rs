@@ -55,6 +55,7 @@ fn sound_hosts_pass_and_a_lost_one_is_missed() {
         "agent-versions",
         "server",
         "server-versions",
+        "redis-tls",
         "ports",
         "ephemeral-ports",
         "data-dir",

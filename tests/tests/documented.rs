@@ -66,6 +66,7 @@ const COMMANDS: &[(&str, Covered)] = &[
         By(USER_DATA, "systemd-tmpfiles --create redmesh-agent.conf"),
     ),
     ("systemctl enable --now redmesh-agent", By(USER_DATA, "systemctl enable --now redmesh-agent")),
+    ("redis-cli --tls --cacert pki/ca.pem -c -h 10.0.0.1", By("tests/src/mesh.rs", "--cacert")),
     (
         "redmeshctl deploy nftables --clients 10.1.0.0/16 --operators 10.3.0.1 --scrapers 10.2.0.5 >redmesh.nft",
         Here(&[("10.2.0.5", "10.4.0.5")]),

@@ -23,6 +23,8 @@ pub enum Check {
     Server,
     /// redis-servers of one version.
     ServerVersions,
+    /// `redis.tls` alike on all hosts.
+    RedisTls,
     /// Data and bus ports.
     Ports,
     /// The range of ports that outgoing connections take theirs from.
@@ -57,11 +59,12 @@ pub enum Check {
 
 impl Check {
     /// All of them, in order.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Hosts,
         Self::AgentVersions,
         Self::Server,
         Self::ServerVersions,
+        Self::RedisTls,
         Self::Ports,
         Self::EphemeralPorts,
         Self::DataDir,
@@ -86,6 +89,7 @@ impl Check {
             Self::AgentVersions => "agent-versions",
             Self::Server => "server",
             Self::ServerVersions => "server-versions",
+            Self::RedisTls => "redis-tls",
             Self::Ports => "ports",
             Self::EphemeralPorts => "ephemeral-ports",
             Self::DataDir => "data-dir",

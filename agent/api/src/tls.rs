@@ -29,7 +29,7 @@ pub use identity::Identity;
 pub use join::{JOIN_ALPN, join_client_config, join_server_config};
 pub use quic::{
     ALPN, IDLE_TIMEOUT, INITIAL_RTT, KEEP_ALIVE, STRANGER_STREAMS_MAX, STREAMS_MAX, client_config,
-    quic_client_config, quic_server_config, server_config, trust_agent,
+    quic_client_config, quic_server_config, redis_client_config, server_config, trust_agent,
 };
 
 /// A certificate is valid from so long before it was issued: clocks differ.

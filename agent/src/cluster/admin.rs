@@ -18,6 +18,7 @@ use super::info::InfoMap;
 use super::line::{Connections, Line};
 use super::topology::{ClusterInfo, Topology, TopologyError};
 use crate::login::Login;
+use crate::redis_tls::RedisTls;
 
 /// From dialling to a connection that has said hello.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -76,6 +77,8 @@ pub enum AdminError {
 pub struct AdminOptions {
     /// What instances want to be told first, if anything.
     pub login: Option<Login>,
+    /// Set where instances speak TLS.
+    pub tls: Option<RedisTls>,
     /// Connections kept; an idle one of another instance makes room for a new one.
     pub connections_max: usize,
 }
@@ -84,7 +87,7 @@ impl Default for AdminOptions {
     /// No login; one host's instances at their most.
     fn default() -> Self {
         let connections_max = usize::from(redmesh_api::limits::INSTANCES_PER_HOST_MAX);
-        Self { login: None, connections_max }
+        Self { login: None, tls: None, connections_max }
     }
 }
 

@@ -9,6 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 
@@ -96,11 +97,23 @@ impl Connections {
                 settings = settings.set_username(user);
             }
         }
-        let to = ConnectionAddr::Tcp(addr.ip().to_string(), addr.port());
-        let client = Client::open(to.into_connection_info()?.set_redis_settings(settings))?;
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
             .set_response_timeout(Some(RESPONSE_TIMEOUT));
+        if let Some(tls) = &self.options.tls {
+            let dial = async {
+                let stream = tls.connect(addr).await?;
+                MultiplexedConnection::new_with_config(&settings, stream, config).await
+            };
+            let dialled = tokio::time::timeout(CONNECT_TIMEOUT, dial).await;
+            let (connection, driver) =
+                dialled.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into()))?;
+            // Ends with the last clone of the connection.
+            tokio::spawn(driver);
+            return Ok(connection);
+        }
+        let to = ConnectionAddr::Tcp(addr.ip().to_string(), addr.port());
+        let client = Client::open(to.into_connection_info()?.set_redis_settings(settings))?;
         client.get_multiplexed_async_connection_with_config(&config).await
     }
 

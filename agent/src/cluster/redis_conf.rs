@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use redmesh_api::secret::{AGENT_USER, RedisSecret};
 
@@ -32,6 +32,11 @@ pub const FORMING_HZ: u32 = 1;
 /// released a few at a time, with few ticks. Below, that costs more time than it spares
 /// (300 on two cores: 12 s against 6 s) and memory is no matter.
 pub const LARGE_FROM: usize = 400;
+
+/// Files of an identity that a server with TLS uses, by directive. Servers present the
+/// certificate to clients, and as clients to each other.
+const TLS_FILES: [(&str, &str); 3] =
+    [("tls-cert-file", "cert.pem"), ("tls-key-file", "key.pem"), ("tls-ca-cert-file", "ca.pem")];
 
 /// Redis's own default.
 const HZ: &str = "10";
@@ -70,6 +75,9 @@ pub struct RedisConf {
     pub directives: Vec<(String, Vec<String>)>,
     /// Where the passwords come from; `None` sets none but what the directives say.
     pub secret: Option<RedisSecret>,
+    /// Directory of the host's identity, whose certificate the server uses; `None` is a
+    /// server without TLS, any other speaks nothing else.
+    pub tls: Option<PathBuf>,
 }
 
 impl fmt::Debug for RedisConf {
@@ -138,10 +146,12 @@ pub enum DirectiveError {
         got: usize,
     },
     /// A directory that can't be named in a file of lines.
-    #[error("the data directory {dir:?} is not plain text; set redis.data_dir to one that is")]
+    #[error("the directory {dir:?} is not plain text; set {key} to one that is")]
     Dir {
         /// The directory.
         dir: PathBuf,
+        /// The key that names it.
+        key: &'static str,
     },
 }
 
@@ -162,9 +172,18 @@ const OWNED: &[(&str, &str)] = &[
     ("cluster-announce-ip", "it is always the bound address"),
     ("cluster-announce-port", "it is always the data port"),
     ("cluster-announce-bus-port", "it is always the data port + 10000"),
-    ("cluster-announce-tls-port", "instances speak plain TCP within the mesh"),
-    ("tls-port", "instances speak plain TCP within the mesh"),
-    ("tls-cluster", "instances speak plain TCP within the mesh"),
+    ("cluster-announce-tls-port", "it is always the data port"),
+    ("tls-port", "set redis.tls = \"on\" instead"),
+    ("tls-cluster", "set redis.tls = \"on\" instead"),
+    ("tls-replication", "set redis.tls = \"on\" instead"),
+    ("tls-cert-file", "with redis.tls = \"on\" it is the host's certificate"),
+    ("tls-key-file", "with redis.tls = \"on\" it is the host's key"),
+    ("tls-key-file-pass", "the host's key has none"),
+    ("tls-client-cert-file", "with redis.tls = \"on\" it is the host's certificate"),
+    ("tls-client-key-file", "with redis.tls = \"on\" it is the host's key"),
+    ("tls-client-key-file-pass", "the host's key has none"),
+    ("tls-ca-cert-file", "with redis.tls = \"on\" it is the mesh's CA"),
+    ("tls-ca-cert-dir", "with redis.tls = \"on\" it is the mesh's CA alone"),
     ("bind-source-addr", "with it the bus links of a large cluster exhaust the ephemeral ports"),
     ("replicaof", "roles follow from the cluster's plan"),
     ("slaveof", "roles follow from the cluster's plan"),
@@ -233,8 +252,7 @@ impl RedisConf {
     /// The complete file.
     pub fn render(&self) -> Result<String, DirectiveError> {
         check_directives(&self.directives)?;
-        let dir = self.dir.to_str().filter(|dir| !dir.chars().any(char::is_control));
-        let dir = dir.ok_or_else(|| DirectiveError::Dir { dir: self.dir.clone() })?;
+        let dir = plain(&self.dir, "redis.data_dir")?;
         let ip = self.addr.ip().to_string();
         let backlog = self.somaxconn.map_or(TCP_BACKLOG, |max| max.min(TCP_BACKLOG));
 
@@ -245,8 +263,8 @@ impl RedisConf {
                 "# tcp-backlog is cut to net.core.somaxconn; {TCP_BACKLOG} suits large clusters better."
             );
         }
+        self.push_port(&mut text)?;
         for (name, value) in [
-            ("port", self.addr.port().to_string()),
             ("bind", ip.clone()),
             ("cluster-announce-ip", ip),
             ("cluster-enabled", "yes".into()),
@@ -282,6 +300,38 @@ impl RedisConf {
         }
         self.push_access(&mut text)?;
         Ok(text)
+    }
+
+    /// The one port, plain or TLS.
+    fn push_port(&self, text: &mut String) -> Result<(), DirectiveError> {
+        let Some(identity) = &self.tls else {
+            push_line(text, "port", &[self.addr.port().to_string()]);
+            return Ok(());
+        };
+        for (name, value) in [
+            ("port", "0".to_owned()),
+            ("tls-port", self.addr.port().to_string()),
+            ("tls-cluster", "yes".into()),
+            ("tls-replication", "yes".into()),
+        ] {
+            push_line(text, name, &[value]);
+        }
+        for (name, file) in TLS_FILES {
+            push_line(text, name, &[plain(&identity.join(file), "identity.dir")?.to_owned()]);
+        }
+        // Clients have a password instead of a certificate; one that is presented must be
+        // the mesh's. On the bus Redis always asks for one.
+        if !self.is_given("tls-auth-clients") {
+            push_line(text, "tls-auth-clients", &["optional".to_owned()]);
+        }
+        Ok(())
+    }
+
+    /// What makes a running server read its certificate, key and CA again: any of the files,
+    /// named as it is already.
+    pub fn setting_to_read_certificates(&self) -> Option<(&'static str, String)> {
+        let (name, file) = TLS_FILES[0];
+        Some((name, self.tls.as_ref()?.join(file).to_str()?.to_owned()))
     }
 
     /// Who may log in, and as whom replicas do so at primaries of the same mesh.
@@ -326,6 +376,12 @@ impl RedisConf {
     fn is_given(&self, name: &str) -> bool {
         self.directives.iter().any(|(user, _)| user.eq_ignore_ascii_case(name))
     }
+}
+
+/// A path as text.
+fn plain<'a>(dir: &'a Path, key: &'static str) -> Result<&'a str, DirectiveError> {
+    let text = dir.to_str().filter(|dir| !dir.chars().any(char::is_control));
+    text.ok_or_else(|| DirectiveError::Dir { dir: dir.to_owned(), key })
 }
 
 fn push_line(text: &mut String, name: &str, words: &[String]) {

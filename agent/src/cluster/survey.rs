@@ -53,6 +53,9 @@ pub fn silent(addr: SocketAddr, reason: &str) -> SurveyedServer {
         "set redis.auth of the agents to \"off\", and redis.directives.requirepass to its password if it has one"
     } else if reason.contains("without any password") {
         "it has no password: take redis.directives.requirepass out of the agents' configuration, or give it one"
+    } else if reason.contains("certificate") || reason.contains("InvalidContentType") {
+        "redis.tls of the agents is \"on\": give it tls-port there, tls-cluster yes, and a certificate of the mesh's \
+         CA that names its address"
     } else {
         "start it there, or set redis.ip and redis.base_port to where it is"
     };
@@ -230,6 +233,7 @@ mod tests {
             ("NOAUTH Authentication required.", "redis.auth of the agents to \"off\""),
             ("ERR AUTH <password> called without any password configured", "no password"),
             ("connection refused", "redis.base_port"),
+            ("received corrupt message of type InvalidContentType", "tls-port"),
         ] {
             let problem = silent(addr, reason).problems.remove(0);
             assert!(problem.contains(reason) && problem.contains(remedy), "{problem}");

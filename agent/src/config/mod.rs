@@ -111,6 +111,8 @@ pub struct RedisConfig {
     pub on_agent_exit: OnAgentExit,
     /// Whether servers want a password.
     pub auth: RedisAuth,
+    /// Whether servers speak TLS, and nothing else.
+    pub tls: RedisTlsMode,
     /// Directives for every instance's `redis.conf`, with their arguments.
     pub directives: BTreeMap<String, Vec<String>>,
 }
@@ -127,6 +129,7 @@ impl fmt::Debug for RedisConfig {
             .field("malloc_conf", &self.malloc_conf)
             .field("on_agent_exit", &self.on_agent_exit)
             .field("auth", &self.auth)
+            .field("tls", &self.tls)
             .field("directives", &self.directives.keys())
             .finish()
     }
@@ -149,6 +152,16 @@ pub enum RedisAuth {
     /// They have: `identity.dir` holds the secret.
     On,
     /// They have none but what the directives set.
+    Off,
+}
+
+/// Whether instances, and all that talk to them, speak TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RedisTlsMode {
+    /// They speak nothing else, with the host's certificate.
+    On,
+    /// Plain TCP.
     Off,
 }
 
@@ -370,6 +383,7 @@ fn validate_redis(raw: raw::Redis, mesh_ip: IpAddr) -> Result<RedisConfig, Confi
         malloc_conf: Some(raw.malloc_conf).filter(|conf| !conf.is_empty()),
         on_agent_exit: raw.on_agent_exit,
         auth: raw.auth,
+        tls: raw.tls,
         directives,
     })
 }

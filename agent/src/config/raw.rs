@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use toml::{Table, Value};
 
-use super::{ConfigError, LogFormat, MALLOC_CONF_DEFAULT, OnAgentExit, RedisAuth};
+use super::{ConfigError, LogFormat, MALLOC_CONF_DEFAULT, OnAgentExit, RedisAuth, RedisTlsMode};
 
 /// Prefix of the environment's overrides; `__` stands between section and key.
 const ENV_PREFIX: &str = "REDMESH_";
@@ -113,6 +113,7 @@ pub(super) struct Redis {
     pub malloc_conf: String,
     pub on_agent_exit: OnAgentExit,
     pub auth: RedisAuth,
+    pub tls: RedisTlsMode,
     pub directives: BTreeMap<String, Directive>,
 }
 
@@ -127,6 +128,7 @@ impl Default for Redis {
             malloc_conf: MALLOC_CONF_DEFAULT.to_owned(),
             on_agent_exit: OnAgentExit::Leave,
             auth: RedisAuth::On,
+            tls: RedisTlsMode::Off,
             directives: BTreeMap::new(),
         }
     }

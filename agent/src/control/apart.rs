@@ -40,6 +40,7 @@ mod tests {
                 redis_ip: [127, 0, 0, 1].into(),
                 base_port: 6379,
                 bootstrap_expect: 3,
+                redis_tls: false,
             };
             let host = CensusHost {
                 id: HostId(id),

@@ -70,12 +70,12 @@ impl Control {
     async fn look_at(&self, host: &CensusHost, spec: &ClusterSpec, plan: Option<&ClusterPlan>) -> HostSeen {
         // First, and alone: what comes after keeps hosts busy, and clocks would seem apart.
         let clock = self.clock_of(host).await;
-        let (version, base_port) = match &host.facts {
-            Some(facts) => (facts.version.clone(), facts.base_port),
+        let (version, base_port, redis_tls) = match &host.facts {
+            Some(facts) => (facts.version.clone(), facts.base_port, facts.redis_tls),
             None => Default::default(),
         };
         let read = self.read_of(host, spec, plan).await;
-        HostSeen { name: host.name(), version, base_port, read, clock }
+        HostSeen { name: host.name(), version, base_port, redis_tls, read, clock }
     }
 
     async fn clock_of(&self, host: &CensusHost) -> Option<ClockOffset> {

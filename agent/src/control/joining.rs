@@ -185,6 +185,7 @@ mod tests {
                 redis_ip: "127.0.0.1".parse().expect("an address"),
                 base_port: 1,
                 bootstrap_expect: 1,
+                redis_tls: false,
             }),
             lead: LeadFacts::default(),
             observed: Observed::default(),

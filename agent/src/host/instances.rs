@@ -43,6 +43,8 @@ pub struct LocalSettings {
     pub somaxconn: Option<u32>,
     /// Where the servers' passwords come from, if they have any.
     pub secret: Option<RedisSecret>,
+    /// Directory of this host's identity, where its servers are to use TLS.
+    pub tls: Option<PathBuf>,
 }
 
 impl fmt::Debug for LocalSettings {
@@ -130,6 +132,7 @@ pub fn conf(plan: &ClusterPlan, instance: &PlannedInstance, local: &LocalSetting
         somaxconn: local.somaxconn,
         directives: local.directives.clone(),
         secret: local.secret.clone(),
+        tls: local.tls.clone(),
     }
 }
 
@@ -290,6 +293,8 @@ pub struct Sources {
     pub refused: watch::Receiver<Option<String>>,
     /// Why an instance still has the settings of a cluster that is being formed.
     pub unsettled: watch::Receiver<Option<String>>,
+    /// Why an instance may show an old certificate.
+    pub outdated: watch::Receiver<Option<String>>,
     /// What is wrong with this host's share of a run.
     pub shares: Shares,
 }
@@ -306,8 +311,11 @@ pub async fn publish(host: HostId, mut sources: Sources, mesh: Mesh, cancel: Can
         let refused = sources.refused.borrow_and_update().clone();
         observed.level_lost = sources.levels.problem().map(facts::cut);
         let unsettled = sources.unsettled.borrow_and_update().clone();
+        let outdated = sources.outdated.borrow_and_update().clone();
         let lost = observed.level_lost.clone();
-        for problem in lost.into_iter().chain(refused).chain(unsettled).chain(sources.shares.problem()) {
+        for problem in
+            lost.into_iter().chain(refused).chain(unsettled).chain(outdated).chain(sources.shares.problem())
+        {
             observed.add_problem(problem);
         }
         observed.share_lost = sources.shares.lost();
@@ -324,6 +332,7 @@ pub async fn publish(host: HostId, mut sources: Sources, mesh: Mesh, cancel: Can
             _ = sources.joining.changed() => {}
             _ = sources.refused.changed() => {}
             _ = sources.unsettled.changed() => {}
+            _ = sources.outdated.changed() => {}
             () = tokio::time::sleep(PUBLISH_INTERVAL) => {}
             () = cancel.cancelled() => return,
         }

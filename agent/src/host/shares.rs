@@ -39,6 +39,7 @@ use crate::load::{self, EXCEPTIONS_MAX, LoadEngine, ReadBackTask, ShareSpec, Sha
 use crate::login::Login;
 use crate::mesh::Mesh;
 use crate::peer::ShareReport;
+use crate::redis_tls::RedisTls;
 use local::LocalShare;
 
 /// Between two looks at the counters: as often as gossip can carry them.
@@ -58,6 +59,8 @@ pub struct ShareSettings {
     pub threads: usize,
     /// What the servers want to be told first, if anything.
     pub login: Option<Login>,
+    /// Set where the servers speak TLS.
+    pub tls: Option<RedisTls>,
     /// Carries shares out.
     pub engine: Arc<dyn LoadEngine>,
     /// This host's.
@@ -350,6 +353,7 @@ impl Shares {
             until,
             threads,
             login: self.settings.login.clone(),
+            tls: self.settings.tls.clone(),
         };
         let path = load::ledger_path(&dir, epoch);
         let started = self.settings.engine.start(spec, slots.subscribe(), refresh, path);

@@ -1,18 +1,19 @@
 //! One load thread's connection to one server: bytes to send, what is owed for them,
 //! and what waits for the connection to open.
 //!
-//! It knows for every write whether any of its bytes was handed to the kernel; that
-//! alone decides between *unknown* and *may be sent again* when the connection is
-//! lost. It takes no decision itself: `dispatch` does.
+//! It knows for every write whether any of its bytes was handed to the kernel (with TLS to
+//! the session, see `stream`); that alone decides between *unknown* and *may be sent again*
+//! when the connection is lost. It takes no decision itself: `dispatch` does.
 
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 
-use mio::net::TcpStream;
-use mio::{Interest, Registry, Token};
+use mio::{Registry, Token};
 
 use super::resp::Skim;
+use super::stream::{Got, Stream};
+use crate::redis_tls::RedisTls;
 
 /// First wait before a lost server is dialled again, microseconds; doubles each time.
 const RECONNECT_MIN_US: u64 = 20_000;
@@ -76,7 +77,7 @@ pub(super) struct Conn {
     pub acked: u64,
     /// A large reply that is being passed over.
     pub skim: Skim,
-    stream: Option<TcpStream>,
+    stream: Option<Stream>,
     out: Vec<u8>,
     /// Of `out`, handed to the kernel.
     written: usize,
@@ -110,10 +111,14 @@ impl Conn {
     }
 
     /// Begins a connection attempt.
-    pub fn dial(&mut self, registry: &Registry, token: Token, now_us: u64) -> io::Result<()> {
-        let mut stream = TcpStream::connect(self.addr)?;
-        registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
-        self.stream = Some(stream);
+    pub fn dial(
+        &mut self,
+        tls: Option<&RedisTls>,
+        registry: &Registry,
+        token: Token,
+        now_us: u64,
+    ) -> io::Result<()> {
+        self.stream = Some(Stream::dial(self.addr, tls, registry, token)?);
         self.stage = Stage::Connecting(now_us);
         self.answered = false;
         Ok(())
@@ -121,21 +126,14 @@ impl Conn {
 
     /// Looks whether the attempt has come to an end.
     pub fn check_dial(&mut self) -> Dial {
-        let Some(stream) = &self.stream else { return Dial::Pending };
-        match stream.take_error() {
-            Ok(None) => {}
-            Ok(Some(e)) | Err(e) => return Dial::Failed(e),
+        match self.stream.as_mut().map(Stream::check_open) {
+            None | Some(Ok(false)) => Dial::Pending,
+            Some(Err(e)) => Dial::Failed(e),
+            Some(Ok(true)) => {
+                self.stage = Stage::Open;
+                Dial::Open
+            }
         }
-        match stream.peer_addr() {
-            Ok(_) => {}
-            Err(e) if e.kind() == ErrorKind::NotConnected => return Dial::Pending,
-            Err(e) => return Dial::Failed(e),
-        }
-        if let Err(e) = stream.set_nodelay(true) {
-            return Dial::Failed(e);
-        }
-        self.stage = Stage::Open;
-        Dial::Open
     }
 
     /// Queues a command: whatever `encode` appends, and one reply owed for it.
@@ -193,6 +191,11 @@ impl Conn {
                 Err(e) => return Err(e),
             }
         }
+        match stream.flush() {
+            // The stream has the rest; the socket tells when it takes it.
+            Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+            flushed => flushed?,
+        }
         self.base += self.out.len() as u64;
         self.written = 0;
         self.out.clear();
@@ -202,24 +205,18 @@ impl Conn {
         Ok(())
     }
 
-    /// Reads once, behind the held-over beginning of a reply. Returns the number of
-    /// bytes to parse from the begin of `scratch`; `None` when there is nothing now.
-    pub fn read(&mut self, scratch: &mut [u8]) -> io::Result<Option<usize>> {
-        let Some(stream) = self.stream.as_mut() else { return Ok(None) };
+    /// Reads once, behind the held-over beginning of a reply: the bytes to parse are those
+    /// from the begin of `scratch`.
+    pub fn read(&mut self, scratch: &mut [u8]) -> io::Result<Got> {
+        let Some(stream) = self.stream.as_mut() else { return Ok(Got { bytes: 0, more: false }) };
         let held = self.carry.len();
-        loop {
-            match stream.read(&mut scratch[held..]) {
-                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-                Ok(count) => {
-                    scratch[..held].copy_from_slice(&self.carry);
-                    self.carry.clear();
-                    return Ok(Some(held + count));
-                }
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(None),
-                Err(e) => return Err(e),
-            }
+        let got = stream.read(&mut scratch[held..])?;
+        if got.bytes == 0 {
+            return Ok(got);
         }
+        scratch[..held].copy_from_slice(&self.carry);
+        self.carry.clear();
+        Ok(Got { bytes: held + got.bytes, ..got })
     }
 
     /// Keeps the beginning of a reply until the rest comes.

@@ -17,6 +17,7 @@ use super::resp::{ErrorReply, Redirect, Shape, Skimmed, Value, classify, fits, k
 use super::routing::NODES_MAX;
 use super::thread::{LoadThread, NOBODY, Timer};
 use super::workload::{ASKING, Digits, encode_get};
+use crate::redis_tls::is_refusal;
 
 /// First wait before an operation is sent again, microseconds; doubles each time.
 const RETRY_MIN_US: u64 = 2_000;
@@ -318,7 +319,8 @@ impl LoadThread {
 
     fn dial(&mut self, index: u16) {
         let conn = &mut self.conns[usize::from(index)];
-        if let Err(e) = conn.dial(self.poll.registry(), Token(usize::from(index)), self.now_us) {
+        let token = Token(usize::from(index));
+        if let Err(e) = conn.dial(self.tls.as_ref(), self.poll.registry(), token, self.now_us) {
             self.note_loss(index, &e);
             self.back_off(index);
         }
@@ -370,6 +372,16 @@ impl LoadThread {
         self.note_loss(index, error);
         let owed = self.conns[usize::from(index)].sever();
         self.settle(index, owed);
+    }
+
+    /// As [`LoadThread::lose`], of an error of reading: a server that has not taken the TLS
+    /// certificate has read nothing either.
+    pub fn lose_in_read(&mut self, index: u16, error: &io::Error) {
+        if is_refusal(error) && !self.conns[usize::from(index)].answered {
+            self.note_loss(index, error);
+            return self.lose_rejected(index);
+        }
+        self.lose(index, error);
     }
 
     pub fn lose_garbage(&mut self, index: u16, bytes: &[u8]) {

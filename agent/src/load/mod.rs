@@ -27,6 +27,7 @@ pub mod routing;
 mod running;
 mod schedule;
 mod shared;
+mod stream;
 mod thread;
 mod written;
 pub mod workload;
@@ -40,6 +41,7 @@ use redmesh_api::ids::{HostId, RunId};
 use redmesh_api::workload::Workload;
 
 use crate::login::Login;
+use crate::redis_tls::RedisTls;
 
 pub use engine::{Engine, ShareHandle};
 pub use running::{LoadEngine, RunningShare, ShareFigures};
@@ -92,6 +94,8 @@ pub struct ShareSpec {
     pub threads: usize,
     /// What connections say before anything else, if the servers want it.
     pub login: Option<Login>,
+    /// Set where the servers speak TLS: then nothing else is spoken to them.
+    pub tls: Option<RedisTls>,
 }
 
 /// What a share's workers do.

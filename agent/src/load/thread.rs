@@ -28,10 +28,12 @@ use super::read_back::Cursor;
 use super::resp::{LINE_BYTES_MAX, Parsed, parse};
 use super::routing::SlotMap;
 use super::shared::{Command, Shared, Survey};
+use super::stream::Got;
 use super::workload::{KeyPrefix, Op, Source, worker_uuid};
 use super::written::{EXCEPTIONS_MAX, Exception};
 use super::{Limits, ShareSpec, Task};
 use crate::login::Login;
+use crate::redis_tls::RedisTls;
 use crate::stats::recorder::Recorder;
 
 /// The waker's token; connections use their indexes.
@@ -157,6 +159,8 @@ pub(super) struct LoadThread {
     pub poll: Poll,
     /// What each connection begins with, if anything.
     pub auth: Option<Box<[u8]>>,
+    /// Set where servers are spoken to by TLS.
+    pub tls: Option<RedisTls>,
     /// When the last answer came, microseconds.
     pub last_answer_us: u64,
     phase: Phase,
@@ -244,6 +248,7 @@ impl LoadThread {
             dirty: Vec::new(),
             poll,
             auth: spec.login.as_ref().map(Login::command),
+            tls: spec.tls,
             last_answer_us: 0,
             phase: Phase::Waiting,
             begin_us: us(spec.begin.saturating_duration_since(base)),
@@ -441,22 +446,21 @@ impl LoadThread {
         self.read(index, closed);
     }
 
-    /// Reads and answers until the socket has no more. A short read means that: edge
-    /// triggered epoll reports what comes later as a new event.
+    /// Reads and answers until there is no more.
     fn read(&mut self, index: u16, closed: bool) {
         let mut scratch = std::mem::take(&mut self.scratch);
         loop {
             match self.conns[usize::from(index)].read(&mut scratch) {
-                Ok(None) => break,
-                Ok(Some(len)) => {
+                Ok(Got { bytes: 0, .. }) => break,
+                Ok(Got { bytes, more }) => {
                     self.now_us = self.clock();
                     self.conns[usize::from(index)].progress_us = self.now_us;
-                    if !self.on_bytes(index, &scratch[..len]) || (len < scratch.len() && !closed) {
+                    if !self.on_bytes(index, &scratch[..bytes]) || (!more && !closed) {
                         break;
                     }
                 }
                 Err(e) => {
-                    self.lose(index, &e);
+                    self.lose_in_read(index, &e);
                     break;
                 }
             }

@@ -446,9 +446,9 @@ impl Actor {
         let Some(entry) = self.entries.get(&addr) else { return };
         let Some(pid) = entry.instance.pid() else { return };
         let clients_needed = entry.wanted.as_ref().map_or(0, |(_, wanted)| wanted.clients_needed);
-        let login = self.options.login.clone();
+        let (login, tls) = (self.options.login.clone(), self.options.tls.clone());
         self.watches.spawn(async move {
-            let answer = probe::probe(addr, pid, clients_needed, login.as_ref()).await;
+            let answer = probe::probe(addr, pid, clients_needed, login.as_ref(), tls.as_ref()).await;
             let event = match answer {
                 Ok(probe::Answer { run_id, note }) => Event::Ready { run_id, note },
                 Err(words) => Event::NotReady(words),

@@ -34,6 +34,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::login::Login;
+use crate::redis_tls::RedisTls;
 
 pub use ending::{Ended, end_all};
 pub use instance::{CRASH_WINDOW, Effect, Event, Instance};
@@ -69,6 +70,8 @@ pub struct SupervisorOptions {
     pub malloc_conf: Option<String>,
     /// What servers want to be told before PING and INFO, if anything.
     pub login: Option<Login>,
+    /// Set where servers speak TLS.
+    pub tls: Option<RedisTls>,
     /// Held servers that a paced level releases at a time, the next when one answers; `None`
     /// is one for each core.
     pub release_at_once: Option<usize>,
@@ -85,6 +88,7 @@ impl fmt::Debug for SupervisorOptions {
             .field("server", &self.server)
             .field("malloc_conf", &self.malloc_conf)
             .field("login", &self.login)
+            .field("tls", &self.tls)
             .field("on_exit", &self.on_exit)
             .finish_non_exhaustive()
     }
@@ -298,6 +302,7 @@ pub struct Supervisor {
     cancel: CancellationToken,
     task: Arc<Mutex<Option<JoinHandle<()>>>>,
     server: Option<PathBuf>,
+    tls: bool,
     data_dir: PathBuf,
 }
 
@@ -315,9 +320,10 @@ impl Supervisor {
         // A child: shutting this supervisor down must not end the caller's tree.
         let cancel = options.cancel.child_token();
         let server = options.server.clone();
+        let tls = options.tls.is_some();
         let options = SupervisorOptions { data_dir: data_dir.clone(), cancel: cancel.clone(), ..options };
         let task = tokio::spawn(actor::Actor::new(options, publish).run(receiver));
-        Ok(Self { commands, statuses, cancel, task: Arc::new(Mutex::new(Some(task))), server, data_dir })
+        Ok(Self { commands, statuses, cancel, task: Arc::new(Mutex::new(Some(task))), server, tls, data_dir })
     }
 
     /// Sets all that is wanted; the same level again changes nothing. An instance that
@@ -354,10 +360,18 @@ impl Supervisor {
         answer.await.map_err(|_| SupervisorError::Ended)
     }
 
-    /// What `--version` of the server's binary prints.
+    /// What `--version` of the server's binary prints, if it can do what the options ask.
+    ///
+    /// # Errors
+    /// There is none, or it was built without the TLS that servers are to speak.
     pub async fn server_version(&self) -> Result<String, ProcessError> {
-        let server = self.server.clone();
-        let blocking = move || process::server_version(server.as_deref());
+        let (server, tls) = (self.server.clone(), self.tls);
+        let blocking = move || {
+            if tls {
+                process::check_tls(server.as_deref())?;
+            }
+            process::server_version(server.as_deref())
+        };
         tokio::task::spawn_blocking(blocking).await.map_err(|_| ProcessError::Interrupted)?
     }
 

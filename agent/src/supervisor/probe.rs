@@ -11,6 +11,7 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWrite
 use tokio::net::TcpStream;
 
 use crate::login::Login;
+use crate::redis_tls::RedisTls;
 
 /// For the whole conversation.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -32,10 +33,17 @@ pub(super) async fn probe(
     pid: u32,
     clients_needed: u32,
     login: Option<&Login>,
+    tls: Option<&RedisTls>,
 ) -> Result<Answer, String> {
     let talk = async {
-        let stream =
-            TcpStream::connect(addr).await.map_err(|error| format!("{addr} does not answer: {error}"))?;
+        let lost = |error| format!("{addr} does not answer: {error}");
+        let Some(tls) = tls else {
+            let stream = TcpStream::connect(addr).await.map_err(lost)?;
+            return talk_on(stream, addr, pid, clients_needed, login).await;
+        };
+        let stream = tls.connect(addr).await.map_err(|error| {
+            format!("{addr} does not answer by TLS: {error} (one that was started without redis.tls has to be restarted)")
+        })?;
         talk_on(stream, addr, pid, clients_needed, login).await
     };
     match tokio::time::timeout(PROBE_TIMEOUT, talk).await {

@@ -13,6 +13,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::process::{
@@ -51,6 +52,12 @@ const MALLOC_CONF_NAMES: [&str; 2] = ["MALLOC_CONF", "JE_MALLOC_CONF"];
 /// Bytes of `--version` that are looked at.
 const VERSION_BYTES_MAX: usize = 1024;
 
+/// How long a server may take to find that it has nothing to listen at.
+const CHECK_TLS_MAX: Duration = Duration::from_secs(5);
+
+/// Between two looks whether it has.
+const CHECK_TLS_POLL: Duration = Duration::from_millis(5);
+
 /// Why the server's binary can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
@@ -78,6 +85,17 @@ pub enum ProcessError {
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// It knows no TLS.
+    #[error(
+        "redis.tls is \"on\", but {server:?} was built without TLS (it says: {said}): install one that has it \
+         (apt-get install redis-server), or set redis.tls = \"off\" on all hosts"
+    )]
+    NoTls {
+        /// The binary.
+        server: PathBuf,
+        /// Its words.
+        said: String,
     },
     /// The agent is shutting down.
     #[error("interrupted by the agent's end")]
@@ -136,6 +154,35 @@ pub(super) fn server_version(server: Option<&Path>) -> Result<String, ProcessErr
     let output = output.map_err(|source| ProcessError::Version { server, source })?;
     let text = String::from_utf8_lossy(&output.stdout[..output.stdout.len().min(VERSION_BYTES_MAX)]);
     Ok(text.trim().to_owned())
+}
+
+/// Refuses a server that was built without TLS. It is started with no port to listen at, so
+/// that any ends at once: at a directive that it doesn't know, or for want of a port.
+pub(super) fn check_tls(server: Option<&Path>) -> Result<(), ProcessError> {
+    let server = find_server(server)?;
+    let failed = |source| ProcessError::Version { server: server.clone(), source };
+    let mut child = Command::new(&server)
+        .args(["--port", "0", "--tls-port", "0", "--save", ""])
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(failed)?;
+    let until = Instant::now() + CHECK_TLS_MAX;
+    while child.try_wait().map_err(failed)?.is_none() && Instant::now() < until {
+        std::thread::sleep(CHECK_TLS_POLL);
+    }
+    let _ = child.kill();
+    let output = child.wait_with_output().map_err(failed)?;
+    let text = String::from_utf8_lossy(&output.stderr[..output.stderr.len().min(VERSION_BYTES_MAX)]);
+    match text.split_once("FATAL CONFIG FILE ERROR") {
+        None => Ok(()),
+        Some((_, said)) => {
+            let said = said.lines().skip(1).map(str::trim).filter(|line| !line.is_empty());
+            Err(ProcessError::NoTls { server, said: said.collect::<Vec<_>>().join(" | ") })
+        }
+    }
 }
 
 /// Raises this process's soft limit of open files to the hard one. Servers inherit it,

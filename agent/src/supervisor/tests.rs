@@ -7,6 +7,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use uuid::Uuid;
 
 use super::*;
+use crate::transport::quic::testing::TestCa;
 
 /// For anything that a healthy machine does in a second.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -58,6 +59,7 @@ impl Bench {
             server: None,
             malloc_conf: None,
             login: None,
+            tls: None,
             release_at_once: None,
             on_exit: OnExit::Leave,
             cancel: CancellationToken::new(),
@@ -315,6 +317,23 @@ async fn a_missing_binary_is_named() {
     supervisor.shutdown().await;
     let found = bench.start();
     assert!(found.server_version().await.unwrap().contains(" server v="));
+}
+
+#[tokio::test]
+async fn a_server_without_tls_is_refused_in_its_own_words() {
+    let bench = Bench::new(15);
+    let tls = || Some(RedisTls::new(&TestCa::new().host("a", &[bench.ip]), bench.ip).unwrap());
+    let file = bench.data().join("old-server");
+    let said = "*** FATAL CONFIG FILE ERROR (Redis 5.0.3) ***\nReading the configuration file, at line 3\n\
+                >>> 'tls-port \"0\"'\nBad directive or wrong number of arguments";
+    std::fs::write(&file, format!("#!/bin/sh\ncat >&2 <<'END'\n{said}\nEND\nexit 1\n")).unwrap();
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let old = SupervisorOptions { server: Some(file), tls: tls(), ..bench.options() };
+    let error = Supervisor::start(old).unwrap().server_version().await.unwrap_err().to_string();
+    assert!(error.contains("built without TLS") && error.contains("'tls-port"), "{error}");
+    let new = SupervisorOptions { tls: tls(), ..bench.options() };
+    let version = Supervisor::start(new).unwrap().server_version().await.unwrap();
+    assert!(version.contains(" server v="), "{version}");
 }
 
 #[tokio::test]

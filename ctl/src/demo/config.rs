@@ -51,6 +51,7 @@ struct Redis {
     release_at_once: usize,
     on_agent_exit: &'static str,
     auth: &'static str,
+    tls: &'static str,
 }
 
 #[derive(Debug, Serialize)]
@@ -113,6 +114,7 @@ fn render(
             release_at_once: release_at_once(plan.ips.len()),
             on_agent_exit: if options.keep { "leave" } else { "stop" },
             auth: if options.no_auth { "off" } else { "on" },
+            tls: if options.redis_tls { "on" } else { "off" },
         },
         http: Http { listen: plan.http(at) },
     };
@@ -133,13 +135,15 @@ mod tests {
         let at = parent.path().join("demo");
         let plan = plan("--hosts 3 --per-host 4").unwrap();
         let dir = DemoDir::create(Some(at.clone()), false, &plan).unwrap();
-        let text = render(&plan, &dir, 1, "redis-server".as_ref(), &options("--keep --no-auth")).unwrap();
+        let text = render(&plan, &dir, 1, "redis-server".as_ref(), &options("--keep --no-auth --redis-tls"))
+            .unwrap();
         let value: toml::Table = toml::from_str(&text).unwrap();
         assert_eq!(value["mesh"]["listen"].as_str(), Some("127.0.0.2:7379"));
         assert_eq!(value["mesh"]["bootstrap_expect"].as_integer(), Some(3));
         assert_eq!(value["mesh"]["seeds"].as_array().unwrap().len(), 2);
         assert_eq!(value["redis"]["on_agent_exit"].as_str(), Some("leave"));
         assert_eq!(value["redis"]["auth"].as_str(), Some("off"));
+        assert_eq!(value["redis"]["tls"].as_str(), Some("on"));
         assert_eq!(value["http"]["listen"].as_str(), Some("127.0.0.2:7380"));
         let state = value["state"]["dir"].as_str().unwrap();
         assert!(state.ends_with("demo/host-2/state") && state.starts_with('/'), "{state}");

@@ -116,7 +116,7 @@ impl DemoDir {
     }
 
     /// What to do with a demo that is kept.
-    pub fn how_to_reach(&self, plan: &DemoPlan, auth: bool) -> String {
+    pub fn how_to_reach(&self, plan: &DemoPlan, auth: bool, tls: bool) -> String {
         // As this process was called: after `make demo` ctl is in nobody's PATH.
         let ctl = std::env::args().next().unwrap_or_else(|| "redmeshctl".to_owned());
         // Not on a command line, where everybody on this machine could read it.
@@ -124,8 +124,12 @@ impl DemoDir {
             true => format!("REDISCLI_AUTH=$({ctl} pki redis-password --dir {}) ", self.pki().display()),
             false => String::new(),
         };
+        let tls = match tls {
+            true => format!("--tls --cacert {} ", self.pki().join("ca.pem").display()),
+            false => String::new(),
+        };
         format!(
-            "\nIt goes on running:\n  {password}redis-cli -c -h {} -p {}\n  {ctl} --agent {} --identity {} members\n\
+            "\nIt goes on running:\n  {password}redis-cli {tls}-c -h {} -p {}\n  {ctl} --agent {} --identity {} members\n\
              Stop it and remove its files:\n  {ctl} demo stop --dir {}",
             plan.ips[0],
             plan.base_port,

@@ -124,6 +124,9 @@ pub struct DemoOptions {
     /// Run the redis-servers without a password
     #[arg(long)]
     no_auth: bool,
+    /// Let the redis-servers speak TLS, and nothing else
+    #[arg(long)]
+    redis_tls: bool,
     /// Leave everything running, and print how to reach and how to stop it
     #[arg(long)]
     keep: bool,
@@ -192,7 +195,7 @@ async fn start(options: DemoOptions, timeout: Duration, output: &Output) -> anyh
     }
     if options.keep && result.is_ok() {
         demo.armed = false;
-        note(&demo.dir.how_to_reach(&plan, !options.no_auth));
+        note(&demo.dir.how_to_reach(&plan, !options.no_auth, options.redis_tls));
         return Ok(Exit::ok_if(whole));
     }
     let torn_down = demo.tear_down(&mut signals, options.keep).await;

@@ -13,7 +13,7 @@ use redmesh_agent::app;
 use redmesh_agent::census::Census;
 use redmesh_agent::cluster::AdminPool;
 use redmesh_agent::config::{
-    Config, JoinConfig, LogConfig, LogFormat, MeshConfig, OnAgentExit, RedisAuth, RedisConfig,
+    Config, JoinConfig, LogConfig, LogFormat, MeshConfig, OnAgentExit, RedisAuth, RedisConfig, RedisTlsMode,
 };
 use redmesh_agent::control::Control;
 use redmesh_agent::disk::Disk;
@@ -107,6 +107,7 @@ impl Host {
                 malloc_conf: None,
                 on_agent_exit: OnAgentExit::Leave,
                 auth: RedisAuth::Off,
+                tls: RedisTlsMode::Off,
                 directives: Default::default(),
             },
             load_threads: 1,

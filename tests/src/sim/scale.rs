@@ -130,6 +130,7 @@ fn publish_all(mesh: &Mesh, agents: usize) {
         redis_ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
         base_port: 6379,
         bootstrap_expect: 10,
+        redis_tls: false,
     };
     mesh.publish(facts::HOST, &host).expect("small");
     mesh.publish(facts::LEAD, &lead).expect("small");

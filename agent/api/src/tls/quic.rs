@@ -121,13 +121,20 @@ pub fn server_config(identity: &Identity) -> Result<rustls::ServerConfig, TlsErr
 
 /// TLS of the side that dials.
 pub fn client_config(identity: &Identity) -> Result<rustls::ClientConfig, TlsError> {
+    let mut config = redis_client_config(identity)?;
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    Ok(config)
+}
+
+/// TLS to a redis-server: the same CA, this side's certificate beside a password, no
+/// application protocol, for Redis knows none.
+pub fn redis_client_config(identity: &Identity) -> Result<rustls::ClientConfig, TlsError> {
     let mut config = rustls::ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(TlsError::Config)?
         .with_root_certificates(identity.roots().clone())
         .with_client_auth_cert(identity.chain().to_vec(), identity.key())
         .map_err(TlsError::Config)?;
-    config.alpn_protocols = vec![ALPN.to_vec()];
     config.resumption = Resumption::disabled();
     Ok(config)
 }

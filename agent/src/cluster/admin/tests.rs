@@ -76,6 +76,7 @@ fn config(addr: SocketAddr, dir: &Path, directives: &[(String, Vec<String>)]) ->
         somaxconn: Some(4096),
         directives: directives.to_vec(),
         secret: None,
+        tls: None,
     };
     conf.render().unwrap()
 }
@@ -221,7 +222,11 @@ async fn a_password_is_used_and_connections_are_bounded() {
         let config = config(*addr, &servers.path(&name), &directives);
         servers.start(&name, &config, None);
     }
-    let options = AdminOptions { login: Some(Login::default_user("top secret")), connections_max: 2 };
+    let options = AdminOptions {
+        login: Some(Login::default_user("top secret")),
+        connections_max: 2,
+        ..AdminOptions::default()
+    };
     assert!(!format!("{options:?}").contains("secret"));
     let connections = Arc::new(Connections::new(options));
     let pool = AdminPool::over(connections.clone());

@@ -13,6 +13,7 @@ fn conf(directives: &[(&str, &[&str])]) -> RedisConf {
         somaxconn: Some(4096),
         directives: directives.iter().map(|(name, values)| ((*name).to_owned(), own(values))).collect(),
         secret: None,
+        tls: None,
     }
 }
 
@@ -66,6 +67,37 @@ tcp-backlog 4096
 maxclients 6094
 ";
     assert_eq!(render(&[]), expected);
+}
+
+#[test]
+fn with_tls_there_is_no_plain_port() {
+    let mut conf = conf(&[]);
+    conf.tls = Some("/etc/redmesh/identity".into());
+    let expected = "\
+port 0
+tls-port 6379
+tls-cluster yes
+tls-replication yes
+tls-cert-file /etc/redmesh/identity/cert.pem
+tls-key-file /etc/redmesh/identity/key.pem
+tls-ca-cert-file /etc/redmesh/identity/ca.pem
+tls-auth-clients optional
+bind 10.0.0.1
+";
+    let text = conf.render().unwrap();
+    assert!(text.contains(expected), "{text}");
+    assert_eq!(
+        conf.setting_to_read_certificates(),
+        Some(("tls-cert-file", "/etc/redmesh/identity/cert.pem".to_owned()))
+    );
+    conf.directives = vec![("TLS-Auth-Clients".to_owned(), vec!["yes".to_owned()])];
+    let text = conf.render().unwrap();
+    assert!(text.contains("tls-auth-clients yes\n") && !text.contains("optional"), "{text}");
+    conf.tls = Some("/etc/a\nb".into());
+    assert!(conf.render().unwrap_err().to_string().contains("set identity.dir to one that is"));
+    for name in ["tls-port", "tls-cluster", "tls-cert-file", "TLS-CA-Cert-File"] {
+        assert!(refusal(&[(name, &["x"])]).contains("redis.tls = \"on\""), "{name}");
+    }
 }
 
 #[test]

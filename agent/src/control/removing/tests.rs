@@ -13,6 +13,7 @@ fn hosts(named: &[(u32, &str)]) -> Hosts {
             redis_ip: [127, 0, 0, 1].into(),
             base_port: 1,
             bootstrap_expect: 1,
+            redis_tls: false,
         };
         let host = CensusHost {
             id: HostId(*id),

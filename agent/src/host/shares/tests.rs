@@ -20,6 +20,7 @@ fn shares(dir: &TempDir) -> Shares {
         state_dir: dir.path().to_owned(),
         threads: 1,
         login: None,
+        tls: None,
         engine: Arc::new(load::Engine),
         clock: WallClock::default(),
         disk: Disk::default(),

@@ -4,6 +4,7 @@
 mod fake;
 mod faults;
 mod real;
+mod tls;
 mod workloads;
 
 use std::net::SocketAddr;
@@ -73,6 +74,7 @@ pub(super) fn spec(workers: u32, until: ShareUntil) -> ShareSpec {
         until,
         threads: 1,
         login: None,
+        tls: None,
     }
 }
 

@@ -24,6 +24,9 @@ const PEER_BYTES: u64 = 8_000;
 /// The same of older servers, and of those whose version is not known.
 const PEER_BYTES_OLD: u64 = 19_000;
 
+/// What TLS adds for each peer, bytes: two sessions of OpenSSL's (60 servers of Redis 7.0.15 beside 20).
+const PEER_TLS_BYTES: u64 = 87_000;
+
 /// Kernel memory of one connected socket, bytes; a server has two for each peer.
 const SOCKET_BYTES: u64 = 3_900;
 
@@ -76,7 +79,9 @@ pub(super) fn memory(case: &Case<'_>, machine: &MachineSeen<'_>) -> Verdict {
     // Those that write plain files are those that keep more for each peer.
     let is_old = |version: ServerVersion| version.nodes_conf_format() == Some(NodesConfFormat::Plain);
     let old = machine.readings().any(|read| version_of(read).is_none_or(is_old));
-    let peer_bytes = if old { PEER_BYTES_OLD } else { PEER_BYTES };
+    let tls = machine.hosts.iter().any(|(host, _)| host.redis_tls);
+    let by_tls = if tls { PEER_TLS_BYTES } else { 0 };
+    let peer_bytes = by_tls + if old { PEER_BYTES_OLD } else { PEER_BYTES };
     let need = memory_of(machine.missing, case.instances, peer_bytes);
     let figure = format!("{} for {} servers", bytes(need), count(machine.missing as u64));
     let Some(available) = machine.readings().filter_map(|read| read.memory_available).min() else {
@@ -86,8 +91,9 @@ pub(super) fn memory(case: &Case<'_>, machine: &MachineSeen<'_>) -> Verdict {
     let verdict = Verdict::ok(figure, format!("at most {} of {}", bytes(calm), bytes(available)));
     let whom = format!("{} instances in full mesh", count(case.instances as u64));
     let mut less = String::new();
-    if old && memory_of(machine.missing, case.instances, PEER_BYTES) < need {
-        let newer = bytes(memory_of(machine.missing, case.instances, PEER_BYTES));
+    let newer = memory_of(machine.missing, case.instances, by_tls + PEER_BYTES);
+    if old && newer < need {
+        let newer = bytes(newer);
         less = format!("; Redis 7.2 and later, or Valkey, would take {newer}");
     }
     let spec = &case.question.spec;

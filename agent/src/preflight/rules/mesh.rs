@@ -63,6 +63,32 @@ pub(super) fn server_versions(case: &Case<'_>, findings: &mut Findings) {
     one_version(Check::ServerVersions, "redis-servers", known, remedy, findings);
 }
 
+/// Servers with TLS and servers without can't be nodes of one cluster, nor can agents ask
+/// those of the other kind.
+pub(super) fn redis_tls(case: &Case<'_>, findings: &mut Findings) {
+    let hosts = |tls| {
+        let those = case.question.hosts.iter().filter(move |host| host.redis_tls == tls);
+        those.map(|host| host.name.as_str()).collect::<Vec<_>>()
+    };
+    let (on, off) = (hosts(true), hosts(false));
+    let differ = !on.is_empty() && !off.is_empty();
+    for (value, hosts) in [("on", on), ("off", off)] {
+        if hosts.is_empty() {
+            continue;
+        }
+        let verdict = Verdict::ok(value, "the same on all hosts");
+        let verdict = match differ {
+            true => verdict.but(
+                Severity::Fail,
+                "redis.tls differs: servers with TLS and without can't be nodes of one cluster",
+                "set redis.tls alike in /etc/redmesh/agent.toml of all hosts, then: systemctl restart redmesh-agent",
+            ),
+            false => verdict,
+        };
+        findings.add(Check::RedisTls, &hosts, verdict);
+    }
+}
+
 fn one_version<'a>(
     check: Check,
     what: &str,

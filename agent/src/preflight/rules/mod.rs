@@ -25,6 +25,8 @@ pub struct HostSeen {
     pub version: String,
     /// Port of its first instance.
     pub base_port: u16,
+    /// Whether it speaks TLS to redis-servers.
+    pub redis_tls: bool,
     /// What it read, or why it did not answer.
     pub read: Result<Readings, String>,
     /// Its clock beside the asker's, where it could be had.
@@ -81,6 +83,7 @@ pub fn examine(question: &Question<'_>) -> Report {
     mesh::hosts(&case, &mut findings);
     mesh::agent_versions(&case, &mut findings);
     mesh::server_versions(&case, &mut findings);
+    mesh::redis_tls(&case, &mut findings);
     mesh::clocks(&case, &mut findings);
     let node_timeout_ms = machines::node_timeout(&case, &mut findings);
     for (host, read) in case.answered() {

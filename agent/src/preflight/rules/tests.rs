@@ -25,6 +25,7 @@ impl Mesh {
             name: format!("host-{n}"),
             version: "0.1.0".to_owned(),
             base_port: 6379,
+            redis_tls: false,
             read: Ok(roomy(&format!("machine-{n}"))),
             clock: Some(ClockOffset { offset_ms: i64::from(n), error_ms: 1 }),
         };
@@ -114,6 +115,7 @@ fn the_articles_hosts_bear_the_articles_cluster() {
             "agent-versions ok 10 hosts: 0.1.0 / one version",
             "server ok 10 hosts: Redis 7.0.15 / redis-server or valkey-server",
             "server-versions ok 10 hosts: Redis 7.0.15 / one version",
+            "redis-tls ok 10 hosts: off / the same on all hosts",
             "ports ok 10 hosts: 100 data, 100 bus free / all free",
             "ephemeral-ports ok 10 hosts: 32768-60999 / apart from 6379-6478,16379-16478",
             "data-dir ok 10 hosts: usable / writable, no other cluster's",
@@ -157,6 +159,20 @@ fn hosts_that_are_not_there_are_told_by_what_hangs_on_them() {
     assert!(words.contains("could not be examined: no reply within 15000 ms"), "{words}");
     assert_eq!(mesh.report().machines, 2);
     assert_eq!(mesh.report().instances, 6, "its instances count all the same");
+}
+
+#[test]
+fn tls_that_is_not_the_same_everywhere_fails() {
+    let mesh = Mesh::of(3, 2).with(|mesh| mesh.hosts[1].redis_tls = true);
+    assert_eq!(
+        mesh.lines(Check::RedisTls),
+        [
+            "redis-tls FAIL host-2: on / the same on all hosts",
+            "redis-tls FAIL 2 hosts: off / the same on all hosts"
+        ]
+    );
+    let all = Mesh::of(3, 2).with(|mesh| mesh.hosts.iter_mut().for_each(|host| host.redis_tls = true));
+    assert_eq!(all.lines(Check::RedisTls), ["redis-tls ok 3 hosts: on / the same on all hosts"]);
 }
 
 #[test]
@@ -338,6 +354,10 @@ fn memory_is_what_was_measured() {
     assert!(thousand.words.contains("Valkey, would take 17.0 GiB"), "{}", thousand.words);
     let valkey = one_machine(100, 2, 24 * GIB).all(|read| read.server = Ok(VALKEY.to_owned()));
     assert_eq!(valkey.one(Check::Memory).severity, Severity::Ok);
+    let tls = one_machine(50, 2, 24 * GIB)
+        .with(|mesh| mesh.hosts.iter_mut().for_each(|host| host.redis_tls = true))
+        .one(Check::Memory);
+    assert_eq!(line(&tls), "memory FAIL 10 hosts: 27.6 GiB for 500 servers / at most 18.0 GiB of 24.0 GiB");
     let tight = one_machine(90, 2, 24 * GIB).one(Check::Memory);
     assert_eq!(tight.severity, Severity::Warn);
     let running = one_machine(100, 2, GIB).all(|read| read.own = 100).one(Check::Memory);

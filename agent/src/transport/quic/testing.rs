@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
@@ -45,6 +46,17 @@ impl TestCa {
         trusted: &Self,
         left: Duration,
     ) -> Identity {
+        let dir = tempfile::tempdir().unwrap();
+        self.write(dir.path(), role, name, ips, trusted, left);
+        Identity::load(dir.path()).unwrap()
+    }
+
+    /// A host's files in `dir`, for a server that trusts `trusted`'s.
+    pub(crate) fn write_host(&self, dir: &Path, name: &str, ips: &[IpAddr], trusted: &Self) {
+        self.write(dir, Role::Host, name, ips, trusted, Duration::days(1));
+    }
+
+    fn write(&self, dir: &Path, role: Role, name: &str, ips: &[IpAddr], trusted: &Self, left: Duration) {
         let names: Vec<String> = std::iter::once(format!("{name}{}", role.suffix()))
             .chain(ips.iter().map(IpAddr::to_string))
             .collect();
@@ -55,15 +67,12 @@ impl TestCa {
         (params.not_before, params.not_after) = (now - Duration::days(30), now + left);
         let key = KeyPair::generate().unwrap();
         let cert = params.signed_by(&key, &self.issuer).unwrap();
-        let dir = tempfile::tempdir().unwrap();
         for (file, text) in
             [("ca.pem", trusted.pem.clone()), ("cert.pem", cert.pem()), ("key.pem", key.serialize_pem())]
         {
             let mut options = std::fs::OpenOptions::new();
-            let mut file =
-                options.write(true).create_new(true).mode(0o600).open(dir.path().join(file)).unwrap();
+            let mut file = options.write(true).create_new(true).mode(0o600).open(dir.join(file)).unwrap();
             std::io::Write::write_all(&mut file, text.as_bytes()).unwrap();
         }
-        Identity::load(dir.path()).unwrap()
     }
 }

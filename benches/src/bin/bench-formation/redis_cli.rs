@@ -62,6 +62,7 @@ impl Servers {
                 somaxconn: somaxconn.as_ref().ok().and_then(|text| text.trim().parse().ok()),
                 directives: Vec::new(),
                 secret: None,
+                tls: None,
             };
             std::fs::write(dir.join("redis.conf"), conf.render()?)?;
             let child = servers.spawn(&dir)?;
