@@ -20,6 +20,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, ServerName};
 use serde::{Deserialize, Serialize};
 use webpki::EndEntityCert;
@@ -215,14 +216,13 @@ pub fn ips_of(chain: &[CertificateDer<'_>]) -> Vec<IpAddr> {
     names.map(|names| names.value.general_names.iter().filter_map(ip).collect()).unwrap_or_default()
 }
 
-/// Whether a chain's leaf was made by a signer of the mesh, by an intermediate that stands
-/// beside it: a host that joined by token. Like [`peer_of`] it presumes a trusted chain.
-pub fn by_signer(chain: &[CertificateDer<'_>]) -> bool {
-    let [leaf, issuer, ..] = chain else { return false };
-    let parse = x509_parser::parse_x509_certificate;
-    let (Ok((_, leaf)), Ok((_, issuer))) = (parse(leaf), parse(issuer)) else { return false };
-    let own = issuer.issuer().as_raw() == issuer.subject().as_raw();
-    issuer.is_ca() && !own && leaf.issuer().as_raw() == issuer.subject().as_raw()
+/// Whether a chain's leaf was made by a signer of the mesh and not by one of the CAs themselves:
+/// a host that joined by token. Like [`peer_of`] it presumes a chain that leads to `roots`. Only
+/// the leaf's issuer counts: whatever else stands in a chain its owner may have put there.
+pub fn by_signer(chain: &[CertificateDer<'_>], roots: &RootCertStore) -> bool {
+    let parsed = chain.first().and_then(|leaf| x509_parser::parse_x509_certificate(leaf).ok());
+    let subjects = roots.subjects();
+    parsed.is_some_and(|(_, leaf)| subjects.iter().all(|ca| ca.as_ref() != leaf.issuer().as_raw()))
 }
 
 /// When a chain's leaf has expired, milliseconds since 1970; 0 where that can't be read.

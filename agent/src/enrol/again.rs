@@ -14,8 +14,9 @@ use std::time::Instant;
 use async_trait::async_trait;
 use redmesh_api::join::JoinRefusal;
 use redmesh_api::level::RemovedHost;
-use redmesh_api::tls::{self, Role};
+use redmesh_api::tls::{self, Identity, Role};
 use ring::digest;
+use rustls::RootCertStore;
 use time::OffsetDateTime;
 use tracing::info;
 
@@ -58,6 +59,7 @@ struct Entitled {
 fn judge(
     peer: &Peer,
     key: &[u8; 32],
+    roots: &RootCertStore,
     removed: &[RemovedHost],
     now_unix_ms: u64,
 ) -> Result<Entitled, JoinRefusal> {
@@ -75,7 +77,7 @@ fn judge(
     if is_removed(*id, name, chain, removed) {
         return Err(JoinRefusal::invalid(format!("host {name} was removed from the mesh")));
     }
-    if !tls::by_signer(chain) {
+    if !tls::by_signer(chain, roots) {
         return Err(JoinRefusal::invalid(format!(
             "the certificate of {name} was issued with the CA's key, and is renewed by it alone: `redmeshctl pki \
              issue --host {name} --ip … --renew`"
@@ -110,12 +112,13 @@ impl SignAgain for Again {
         }
         let request =
             Request::parse(csr).map_err(|error| JoinRefusal::invalid(crate::error_chain(&error)))?;
-        let level = self.census.level();
-        let entitled = judge(peer, &request.key(), &level.removed, self.census.clock.now_unix_ms())?;
         let (dir, now) = (self.identity_dir.clone(), OffsetDateTime::now_utc());
-        let read = tokio::task::spawn_blocking(move || Signer::load(&dir, now)).await;
-        let signer = read.map_err(|error| JoinRefusal::later(error.to_string()))?;
+        let read = tokio::task::spawn_blocking(move || (Identity::load(&dir), Signer::load(&dir, now))).await;
+        let (identity, signer) = read.map_err(|error| JoinRefusal::later(error.to_string()))?;
+        let identity = identity.map_err(|error| cannot_sign(&error))?;
         let signer = signer.map_err(|error| cannot_sign(&error))?;
+        let (level, now_unix_ms) = (self.census.level(), self.census.clock.now_unix_ms());
+        let entitled = judge(peer, &request.key(), identity.roots(), &level.removed, now_unix_ms)?;
         let until_unix_ms = u64::try_from(signer.signs_until(now).unix_timestamp()).unwrap_or(0) * 1000;
         if until_unix_ms <= entitled.until_unix_ms {
             return Err(JoinRefusal::later(
@@ -146,7 +149,7 @@ mod tests {
     const IP: [u8; 4] = [10, 0, 0, 9];
 
     /// What an issuer below the mesh's CA, or the CA itself, makes for `days` before and after now.
-    fn chain(role: Role, name: &str, days: (i64, i64), by_signer: bool) -> (KeyPair, Peer) {
+    fn chain(role: Role, name: &str, days: (i64, i64), by_signer: bool) -> (KeyPair, Peer, RootCertStore) {
         let now = OffsetDateTime::now_utc();
         let validity = Validity { from: now - Duration::days(days.0), until: now + Duration::days(days.1) };
         let mut params = CertificateParams::default();
@@ -173,7 +176,9 @@ mod tests {
                 vec![leaf.der().clone(), signer.der().clone(), root.der().clone()]
             }
         };
-        (key, agent(name, chain))
+        let mut roots = RootCertStore::empty();
+        roots.add(root.der().clone()).unwrap();
+        (key, agent(name, chain), roots)
     }
 
     fn agent(name: &str, chain: Vec<CertificateDer<'static>>) -> Peer {
@@ -187,15 +192,15 @@ mod tests {
 
     #[test]
     fn a_joined_host_is_renewed_as_what_it_is_late_in_its_certificates_life() {
-        let (_, peer) = chain(Role::Host, "db-9", (80, 20), true);
-        let entitled = judge(&peer, &[1; 32], &[], now_ms()).unwrap();
+        let (_, peer, roots) = chain(Role::Host, "db-9", (80, 20), true);
+        let entitled = judge(&peer, &[1; 32], &roots, &[], now_ms()).unwrap();
         assert_eq!((entitled.name.as_str(), entitled.ips), ("db-9", vec![IpAddr::from(IP)]));
     }
 
     #[test]
     fn who_may_not_have_another_one_is_told_why() {
         let late = (80, 20);
-        let (key, good) = chain(Role::Host, "db-9", late, true);
+        let (key, good, roots) = chain(Role::Host, "db-9", late, true);
         let removed = |id, certificates| RemovedHost {
             id,
             name: "db-9".to_owned(),
@@ -203,7 +208,7 @@ mod tests {
             at_unix_ms: now_ms(),
         };
         let refused = |peer: &Peer, key: [u8; 32], removed: &[RemovedHost], words: &str| {
-            let refusal = judge(peer, &key, removed, now_ms()).expect_err(words);
+            let refusal = judge(peer, &key, &roots, removed, now_ms()).expect_err(words);
             assert!(refusal.message.contains(words) && refusal.kind == JoinRefusalKind::Invalid, "{refusal}");
         };
         refused(&good, [1; 32], &[removed(Some(HostId(9)), false)], "was removed");

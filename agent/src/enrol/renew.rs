@@ -19,7 +19,7 @@ use rcgen::{CertificateParams, KeyPair};
 use redmesh_api::tls::{self, Identity};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier as _;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::{ServerName, UnixTime};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -112,10 +112,11 @@ pub struct RenewalCounts {
 }
 
 /// Whether a certificate is to be renewed now: by a signer's, and in the last third of its life.
-fn is_due(chain: &[CertificateDer<'_>], now_unix_ms: u64) -> bool {
+fn is_due(identity: &Identity, now_unix_ms: u64) -> bool {
+    let chain = identity.chain();
     let until_ms = tls::valid_until_unix_ms(chain);
     let life_ms = until_ms.saturating_sub(tls::issued_unix_ms(chain));
-    tls::by_signer(chain) && until_ms.saturating_sub(now_unix_ms) < life_ms / LIFE_PART
+    tls::by_signer(chain, identity.roots()) && until_ms.saturating_sub(now_unix_ms) < life_ms / LIFE_PART
 }
 
 /// What renews this host's certificate.
@@ -143,7 +144,7 @@ impl Renewing {
         let mut warned: Option<(String, Instant)> = None;
         loop {
             let mut pause = LOOK_INTERVAL;
-            if is_due(self.transport.identity().chain(), now_unix_ms()) {
+            if is_due(&self.transport.identity(), now_unix_ms()) {
                 let tried = tokio::select! {
                     tried = self.renew() => tried,
                     () = cancel.cancelled() => return,
@@ -194,7 +195,7 @@ impl Renewing {
             Unkept::Write(source) => RenewError::Write { dir: self.identity_dir.clone(), source },
         })?;
         let until = Instant::now() + TAKE_UP_MAX;
-        while is_due(self.transport.identity().chain(), now_unix_ms()) {
+        while is_due(&self.transport.identity(), now_unix_ms()) {
             if Instant::now() >= until {
                 return Err(RenewError::NotTakenUp);
             }
