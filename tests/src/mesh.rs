@@ -354,6 +354,8 @@ impl Mesh {
             .arg("--config")
             .arg(dir.join("agent.toml"))
             .current_dir(&dir)
+            // Not the agent's: it refuses variables that it doesn't know.
+            .env_remove(crate::faults::OTHER_AGENT)
             .envs(self.builder.env_of.get(&host).into_iter().flatten().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -1,5 +1,7 @@
 //! The run in which a fault happens, and its account.
 
+use std::time::Duration;
+
 use serde_json::Value;
 
 use super::SOON;
@@ -52,20 +54,25 @@ impl Load {
     /// Starts a run, asking `at`, and waits until it writes.
     pub fn begin(mesh: &Mesh, at: usize) -> Self {
         mesh.ok_at(at, &["run", "start", "--workers", WORKERS, "--seconds", "3600", "--no-wait"]);
-        Self.await_more(mesh, at, STEP);
+        Self::await_more(mesh, at, STEP, SOON);
         Self
     }
 
-    /// Waits until so many more writes are acked than now.
-    pub fn await_more(&self, mesh: &Mesh, at: usize, more: u64) {
+    /// Waits until so many more writes are acked than now, at most for `deadline`.
+    fn await_more(mesh: &Mesh, at: usize, more: u64, deadline: Duration) {
         let acked = || show(mesh, at)?["run"]["acked"].as_u64();
         let now = until("a count", SOON, acked);
-        until(&format!("{more} more writes"), SOON, || (acked()? >= now + more).then_some(()));
+        until(&format!("{more} more writes"), deadline, || (acked()? >= now + more).then_some(()));
     }
 
     /// The run goes on: some more writes are acked.
     pub fn goes_on(&self, mesh: &Mesh, at: usize) {
-        self.await_more(mesh, at, STEP);
+        self.goes_on_within(mesh, at, SOON);
+    }
+
+    /// The same where that takes its time.
+    pub fn goes_on_within(&self, mesh: &Mesh, at: usize, deadline: Duration) {
+        Self::await_more(mesh, at, STEP, deadline);
     }
 
     /// Stops it and waits for its account, which must be closed and add up.

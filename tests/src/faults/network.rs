@@ -1,6 +1,8 @@
 //! Hosts that are cut off, from all or from some, or badly connected: a network namespace
 //! for each.
 
+use std::time::Duration;
+
 use super::{
     HOSTS, Load, Need, Observed, SOON, Scenario, await_coordinator, await_dead, await_served,
     coordinator_and_others, formed, timed, whole,
@@ -97,11 +99,14 @@ fn minority_partitioned() -> Observed {
 
 const LOSS_PERCENT: u8 = 30;
 
+/// For writes to be acked: TCP waits up to two minutes before it sends again.
+const LOSSY: Duration = Duration::from_secs(300);
+
 fn packet_loss() -> Observed {
     let mesh = formed(MeshBuilder::new(HOSTS).in_namespaces(), "0");
     let (load, pids) = (Load::begin(&mesh, 0), mesh.servers());
     (0..HOSTS).for_each(|host| mesh.net().lose(host, LOSS_PERCENT));
-    let (served, ()) = timed(|| load.await_more(&mesh, 0, 10_000));
+    let (served, ()) = timed(|| load.goes_on_within(&mesh, 0, LOSSY));
     (0..HOSTS).for_each(|host| mesh.net().mend(host));
     let (time, ()) = timed(|| whole(&mesh, 0));
     load.goes_on(&mesh, 0);

@@ -108,16 +108,18 @@ fn state_disk_slow() -> Observed {
 }
 
 fn state_disk_fails() -> Observed {
-    let mut mesh = formed(MeshBuilder::new(HOSTS), "0");
+    let mut mesh = formed(MeshBuilder::new(HOSTS).signers(HOSTS), "0");
     let [old, at, _] = coordinator_and_others(&mesh);
     let (load, pids) = (Load::begin(&mesh, at), mesh.servers());
     let before = mesh.log(old).len();
     let failing = Tracer::failing_syncs(mesh.agent_pid(old));
-    // Something that is to be kept.
-    mesh.ctl_at(at, &["token", "create"]);
-    let (served, ()) = timed(|| {
-        await_coordinator(&mesh, at, |new| new != old);
-    });
+    // Something that is to be kept; whoever asks for it is refused or waits in vain.
+    let token = mesh.dir().join("token");
+    let token = token.to_str().expect("temp paths are UTF-8");
+    let mut asking = mesh.ctl_spawn_at(at, &["join-token", "create", "--uses", "1", "--out", token]);
+    let (served, _) = timed(|| await_coordinator(&mesh, at, |new| new != old));
+    let _ = asking.kill();
+    asking.wait().expect("reap redmeshctl");
     mesh.await_agent_end(old);
     drop(failing);
     let log = mesh.log(old);

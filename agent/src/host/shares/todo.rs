@@ -153,7 +153,7 @@ mod tests {
             remaining(&run, &share(None), FRESH, now)
         };
         let at_once = Some(Duration::from_millis(200));
-        assert_eq!(left(120_000, at_once), Some(ShareUntil::Seconds(59)));
+        assert_eq!(left(120_000, at_once), Some(ShareUntil::Seconds(60)));
         assert_eq!(left(4_000, at_once), Some(ShareUntil::Seconds(60)));
         assert_eq!(left(120_000, None), None, "an agent that was away goes by its clock");
         assert_eq!(left(120_000, Some(Duration::from_secs(30))), Some(ShareUntil::Seconds(30)));
