@@ -110,7 +110,7 @@ tarball: need-build ## Build static binaries for any Linux, as target/tarball/*.
 	cargo build --locked --release --target $(STATIC) -p redmesh-agent -p redmeshctl
 	deploy/dev/tarball $(STATIC)
 
-boot-test: ## Boot two hosts with the packages (systemd-nspawn, root): make package first
+boot-test: ## Boot three hosts with the packages (systemd-nspawn, root): make package first
 	deploy/dev/boot-test
 
 need-build:
