@@ -42,7 +42,7 @@ pub const ALL: &[Scenario] = &[
     Scenario {
         name: "raft-store-damaged",
         fault: "an agent is killed in mid-run and its `raft.redb` overwritten; then its state directory is moved away, and with it its account of the run",
-        result: "it doesn't start and names the file; without its state it joins as another host and votes; its servers serve, but are nobody's; the run says whose account is lost, and adds up",
+        result: "it doesn't start and names the file; without its state it joins as another host; its servers serve, but are nobody's; the run says whose account is lost, and adds up",
         needs: &[],
         trial: raft_store_damaged,
     },
