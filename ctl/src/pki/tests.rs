@@ -39,7 +39,7 @@ fn a_host_and_an_operator_get_identities_that_load() {
     assert!(!host.names_ip("127.0.0.2".parse().unwrap()));
     let secret = RedisSecrets::load(&dir).unwrap();
     assert_eq!(RedisSecrets::load(&dir.join("host-1")).unwrap(), secret);
-    assert_eq!(pki(&["redis-password", "--dir", d]).unwrap(), secret.client_password());
+    assert_eq!(pki(&["redis-password", "--dir", d]).unwrap(), secret.newest().client_password());
     let out = issue_operator(&dir, "ann").unwrap();
     assert!(!out.join(REDIS_SECRET_FILE).exists(), "operators get no secret");
     let operator = Identity::load(&out).unwrap();

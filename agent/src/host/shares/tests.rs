@@ -19,7 +19,7 @@ fn shares(dir: &TempDir) -> Shares {
         host: ME,
         state_dir: dir.path().to_owned(),
         threads: 1,
-        login: None,
+        logins: crate::login::Logins::default(),
         engine: Arc::new(load::Engine),
         clock: WallClock::default(),
         disk: Disk::default(),
