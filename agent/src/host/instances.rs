@@ -366,15 +366,15 @@ pub async fn publish(host: HostId, mut sources: Sources, mesh: Mesh, cancel: Can
             warn!(error = %crate::error_chain(&error), "can't publish what this host observes");
         }
         tokio::select! {
-            _ = levels.changed() => {}
-            _ = sources.statuses.changed() => {}
-            _ = sources.views.changed() => {}
-            _ = sources.joining.changed() => {}
-            _ = sources.refused.changed() => {}
-            _ = sources.unsettled.changed() => {}
-            _ = sources.forgetting.changed() => {}
-            _ = sources.rotating.changed() => {}
-            _ = sources.outdated.changed() => {}
+            Ok(()) = levels.changed() => {}
+            Ok(()) = sources.statuses.changed() => {}
+            Ok(()) = sources.views.changed() => {}
+            Ok(()) = sources.joining.changed() => {}
+            Ok(()) = sources.refused.changed() => {}
+            Ok(()) = sources.unsettled.changed() => {}
+            Ok(()) = sources.forgetting.changed() => {}
+            Ok(()) = sources.rotating.changed() => {}
+            Ok(()) = sources.outdated.changed() => {}
             () = tokio::time::sleep(PUBLISH_INTERVAL) => {}
             () = cancel.cancelled() => return,
         }
