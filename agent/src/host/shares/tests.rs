@@ -19,7 +19,7 @@ fn shares(dir: &TempDir) -> Shares {
         host: ME,
         state_dir: dir.path().to_owned(),
         threads: 1,
-        logins: crate::login::Logins::default(),
+        logins: Logins::default(),
         engine: Arc::new(load::Engine),
         clock: WallClock::default(),
         disk: Disk::default(),
