@@ -45,6 +45,10 @@ pub const STARTING_MAX: Duration = Duration::from_secs(10);
 /// For words of farewell to arrive before a refused connection is closed.
 const FAREWELL_TIMEOUT: Duration = Duration::from_millis(500);
 
+/// For answers to what a revoked operator asked before: the one that it revoked itself comes
+/// when every host has been told, or is known to be out of reach.
+const LAST_ANSWERS_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Code of a stream whose request its sender may not ask.
 const STREAM_REFUSED_CODE: u32 = 2;
 
@@ -342,7 +346,10 @@ async fn end_if_barred(shared: &Shared, inbound: &Inbound, serving: &mut JoinSet
     shared.refusals.note(inbound.connection.remote_address(), &reason);
     if matches!(inbound.kind, Kind::Operator(_)) {
         let answered = async { while serving.join_next().await.is_some() {} };
-        let _ = timeout(FAREWELL_TIMEOUT, answered).await;
+        tokio::select! {
+            _ = timeout(LAST_ANSWERS_TIMEOUT, answered) => {}
+            () = shared.cancel.cancelled() => {}
+        }
     }
     inbound.connection.close(VarInt::from_u32(CLOSE_REFUSED), reason.as_bytes());
 }
