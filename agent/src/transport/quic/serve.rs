@@ -346,8 +346,13 @@ async fn end_if_barred(shared: &Shared, inbound: &Inbound, serving: &mut JoinSet
     shared.refusals.note(inbound.connection.remote_address(), &reason);
     if matches!(inbound.kind, Kind::Operator(_)) {
         let answered = async { while serving.join_next().await.is_some() {} };
+        let heard = async {
+            let _ = timeout(LAST_ANSWERS_TIMEOUT, answered).await;
+            // A connection's end overtakes what was written on it.
+            let _ = timeout(FAREWELL_TIMEOUT, inbound.connection.closed()).await;
+        };
         tokio::select! {
-            _ = timeout(LAST_ANSWERS_TIMEOUT, answered) => {}
+            () = heard => {}
             () = shared.cancel.cancelled() => {}
         }
     }
