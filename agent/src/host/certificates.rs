@@ -10,16 +10,15 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{StreamExt, stream};
 use redmesh_api::ids::PlanId;
 use redmesh_api::level::{ClusterPlan, Level, PlanStage, Servers};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::instances::{self, LocalSettings};
-use crate::cluster::AdminPool;
-use crate::cluster::admin::ASKED_AT_ONCE_MAX;
+use super::instances::LocalSettings;
+use super::telling::tell_each;
+use crate::cluster::{AdminPool, RedisConf};
 use crate::redis_tls::RedisTls;
 
 /// Between two tries to tell those that did not take it.
@@ -86,37 +85,16 @@ async fn tell(
     local: &LocalSettings,
     told: &mut BTreeSet<SocketAddr>,
 ) -> Option<String> {
-    let due: Vec<_> = plan
-        .instances_of(local.host)
-        .map(|instance| instances::conf(plan, instance, local))
-        .filter(|conf| !told.contains(&conf.addr))
-        .collect();
-    if due.is_empty() {
-        return None;
-    }
-    let count = due.len();
-    let asked = due.into_iter().map(|conf| async move {
-        let settings: Vec<_> = conf.setting_to_read_certificates().into_iter().collect();
-        (conf.addr, admin.config_set(conf.addr, &settings).await)
+    let settings = |conf: &RedisConf| conf.setting_to_read_certificates().into_iter().collect();
+    let telling = tell_each(plan, admin, local, told, settings).await?;
+    let words = telling.failed.first().map(|(addr, error)| {
+        format!(
+            "{addr} has not been told to read its certificate again, it may show an old one until it takes CONFIG \
+             SET or is started again: {error}"
+        )
     });
-    let answers: Vec<_> = stream::iter(asked).buffer_unordered(ASKED_AT_ONCE_MAX).collect().await;
-    let mut words = None;
-    for (addr, answer) in answers {
-        match answer {
-            Ok(()) => drop(told.insert(addr)),
-            Err(error) => {
-                let error = crate::error_chain(&error);
-                words = words.or_else(|| {
-                    Some(format!(
-                        "{addr} has not been told to read its certificate again, it may show an old one until it \
-                         takes CONFIG SET or is started again: {error}"
-                    ))
-                });
-            }
-        }
-    }
     if words.is_none() {
-        info!(instances = count, "the instances have read their certificate");
+        info!(instances = telling.due, "the instances have read their certificate");
     }
     words
 }

@@ -5,7 +5,8 @@
 //! they see ([`convergence`]: since when), [`settling`] tells them that the cluster is formed,
 //! [`directives`] what was changed in the configuration, [`certificates`] that theirs was renewed,
 //! [`forgetting`] that hosts were removed, [`rotation`] which passwords are good, [`shares`] runs
-//! this host's part of a load run. None decides for the mesh; a failure is status that is
+//! this host's part of a load run. [`telling`] is what those share that tell instances once. None
+//! decides for the mesh; a failure is status that is
 //! gossiped, and the next level or tick tries again.
 
 pub mod certificates;
@@ -19,4 +20,5 @@ pub mod levels;
 pub mod rotation;
 pub mod settling;
 pub mod shares;
+pub mod telling;
 pub mod views;

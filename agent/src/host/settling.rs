@@ -10,16 +10,15 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{StreamExt, stream};
 use redmesh_api::ids::PlanId;
 use redmesh_api::level::{ClusterPlan, Formation, Level, PlanStage};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::instances::{self, LocalSettings};
-use crate::cluster::AdminPool;
-use crate::cluster::admin::ASKED_AT_ONCE_MAX;
+use super::instances::LocalSettings;
+use super::telling::tell_each;
+use crate::cluster::{AdminPool, RedisConf};
 
 /// Between two tries to tell those that did not take it.
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
@@ -78,38 +77,19 @@ async fn tell(
     if told.plan != Some(plan.id) {
         *told = Told { plan: Some(plan.id), instances: BTreeSet::new() };
     }
-    let due: Vec<_> = plan
-        .instances_of(local.host)
-        .map(|instance| instances::conf(plan, instance, local))
-        .filter(|conf| !told.instances.contains(&conf.addr))
-        .collect();
-    let count = due.len();
-    if due.is_empty() {
-        return None;
-    }
     let of = plan.instances.len();
-    let asked = due.into_iter().map(|conf| async move {
-        (conf.addr, admin.config_set(conf.addr, &conf.settings_once_formed(of)).await)
-    });
-    let answers: Vec<_> = stream::iter(asked).buffer_unordered(ASKED_AT_ONCE_MAX).collect().await;
-    let mut words = None;
-    for (addr, answer) in answers {
-        match answer {
-            Ok(()) => drop(told.instances.insert(addr)),
-            Err(error) => {
-                let error = crate::error_chain(&error);
-                warn!(%addr, error, "an instance keeps the node timeout of the formation, tried again");
-                words = words.or_else(|| {
-                    Some(format!(
-                        "{addr} keeps the node timeout of the formation until it takes CONFIG SET or is \
-                         started again: {error}"
-                    ))
-                });
-            }
-        }
+    let settings = |conf: &RedisConf| conf.settings_once_formed(of);
+    let telling = tell_each(plan, admin, local, &mut told.instances, settings).await?;
+    for (addr, error) in &telling.failed {
+        warn!(%addr, error, "an instance keeps the node timeout of the formation, tried again");
     }
+    let words = telling.failed.first().map(|(addr, error)| {
+        format!(
+            "{addr} keeps the node timeout of the formation until it takes CONFIG SET or is started again: {error}"
+        )
+    });
     if words.is_none() {
-        info!(instances = count, "the instances have their everyday settings");
+        info!(instances = telling.due, "the instances have their everyday settings");
     }
     words
 }

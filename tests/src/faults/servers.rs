@@ -54,21 +54,27 @@ fn node_id(mesh: &Mesh, host: usize, port: u16) -> String {
     mesh.redis_cli(host, port, &["CLUSTER", "MYID"])
 }
 
+/// Awaits another server in the place of `host`'s first one, which had this id and pid, and
+/// closes the account: what is lost is charged to it alone.
+fn back_and_charged(mesh: &Mesh, [at, host]: [usize; 2], (id, pid): (&str, i32), load: Load) -> Observed {
+    let (time, ()) = timed(|| await_served(mesh, &[0, 1, 2]));
+    assert_ne!(server(mesh, host, 6379).expect("it runs again").pid, pid);
+    assert_eq!(node_id(mesh, host, 6379), id);
+    whole(mesh, at);
+    load.goes_on(mesh, at);
+    let writes = load.end(mesh, at);
+    let charged = format!("{}:6379", mesh.ip(host));
+    assert!(writes.lost_at.iter().all(|server| *server == charged), "{writes:?}");
+    Observed { whole: Some(time), writes: Some(writes), served: None }
+}
+
 fn server_killed() -> Observed {
     let mesh = formed(MeshBuilder::new(HOSTS), "0");
     let [at, host, _] = coordinator_and_others(&mesh);
     let load = Load::begin(&mesh, at);
     let (id, victim) = (node_id(&mesh, host, 6379), server(&mesh, host, 6379).expect("it runs"));
     send(&victim, Signal::KILL);
-    let (time, ()) = timed(|| await_served(&mesh, &[0, 1, 2]));
-    assert_ne!(server(&mesh, host, 6379).expect("it runs again").pid, victim.pid);
-    assert_eq!(node_id(&mesh, host, 6379), id);
-    whole(&mesh, at);
-    load.goes_on(&mesh, at);
-    let writes = load.end(&mesh, at);
-    let charged = format!("{}:6379", mesh.ip(host));
-    assert!(writes.lost_at.iter().all(|server| *server == charged), "{writes:?}");
-    Observed { whole: Some(time), writes: Some(writes), served: None }
+    back_and_charged(&mesh, [at, host], (&id, victim.pid), load)
 }
 
 /// What a server may use beyond what it has: soon filled by a run.
@@ -83,15 +89,7 @@ fn server_out_of_memory() -> Observed {
     let load = Load::begin(&mesh, at);
     let told = || mesh.log(host).contains("for want of memory: probably this one");
     until("the agent to speak of memory", SOON, || told().then_some(()));
-    let (time, ()) = timed(|| await_served(&mesh, &[0, 1, 2]));
-    assert_ne!(server(&mesh, host, 6379).expect("it runs again").pid, victim.pid);
-    assert_eq!(node_id(&mesh, host, 6379), id);
-    whole(&mesh, at);
-    load.goes_on(&mesh, at);
-    let writes = load.end(&mesh, at);
-    let charged = format!("{}:6379", mesh.ip(host));
-    assert!(writes.lost_at.iter().all(|server| *server == charged), "{writes:?}");
-    Observed { whole: Some(time), writes: Some(writes), served: None }
+    back_and_charged(&mesh, [at, host], (&id, victim.pid), load)
 }
 
 fn server_stopped() -> Observed {
