@@ -17,6 +17,11 @@ use redmesh_api::level::{BUS_PORT_OFFSET, ClusterPlan, PlannedInstance, PlannedR
 
 use super::version::NodesConfFormat;
 
+/// Of a peer: when its last PONG came. A server that loads anything but 0 takes the moment of
+/// loading. With 0 it finds the peer long silent as soon as a connection is begun and queues a
+/// PING, besides the one that is sent when the connection is open: all peers get two.
+const PONG_HEARD: u8 = 1;
+
 /// A plan from which no file can be made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NodesConfError {
@@ -97,7 +102,8 @@ fn push_line(
         }
         None => text.push('-'),
     }
-    let _ = write!(text, " 0 0 {epoch} {}", if myself { "connected" } else { "disconnected" });
+    let (pong, link) = if myself { (0, "connected") } else { (PONG_HEARD, "disconnected") };
+    let _ = write!(text, " 0 {pong} {epoch} {link}");
     if let Some(slots) = slots {
         let _ = write!(text, " {slots}");
     }
