@@ -169,6 +169,7 @@ mod tests {
             hosts: (1..=10).map(|n| format!("host-{n}")).collect(),
             machines: 1,
             node_timeout_ms: 60_000,
+            hz: 10,
             findings,
         }
     }

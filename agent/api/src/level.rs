@@ -190,6 +190,8 @@ pub struct ClusterPlan {
     pub spec: ClusterSpec,
     /// `cluster-node-timeout` of all instances, in milliseconds.
     pub node_timeout_ms: u32,
+    /// `hz` of all instances that redmesh starts, where the directives name none: ticks a second.
+    pub hz: u32,
     /// How it is carried out.
     pub formation: Formation,
     /// How far it has got.

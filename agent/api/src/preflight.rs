@@ -180,6 +180,8 @@ pub struct Report {
     pub machines: u32,
     /// The `cluster-node-timeout` that it would have, milliseconds.
     pub node_timeout_ms: u32,
+    /// The `hz` that it would have, ticks a second.
+    pub hz: u32,
     /// By check, in the order of [`Check::ALL`].
     pub findings: Vec<Finding>,
 }

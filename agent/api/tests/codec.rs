@@ -31,6 +31,7 @@ fn plan() -> ClusterPlan {
             ..Default::default()
         },
         node_timeout_ms: 5000,
+        hz: 10,
         stage: PlanStage::Release,
         hosts: vec![PlannedHost {
             id: HostId(7),
@@ -361,6 +362,7 @@ fn replies() -> Vec<ControlReply> {
             hosts: vec!["host-1".to_owned()],
             machines: 1,
             node_timeout_ms: 5000,
+            hz: 10,
             findings: findings(),
         })),
         ControlReply::ClusterStatus(ClusterStatus {

@@ -26,13 +26,24 @@ const SHORT_MS: u64 = 5_000;
 /// From here on a failure stays unnoticed for so long that it is worth a warning, milliseconds.
 pub const NOTICED_LATE_MS: u32 = 60_000;
 
-/// The longest, milliseconds. 700 instances on 2 cores were saturated by gossip at 60 s: a
-/// cluster that does nothing but gossip is worse than one that notices a failure late.
+/// The longest, milliseconds: a cluster that does nothing but gossip is worse than one that
+/// notices a failure late.
 const LONG_MS: u64 = 300_000;
 
-/// Messages that one core sends each second besides serving: 300 instances on 2 cores
-/// were calm at 15 s, where this is the upper bound.
-const MESSAGES_PER_CORE_S: u64 = 12_000;
+/// Bytes of messages that one core sends each second besides serving: 300 instances on 2 cores
+/// were calm at 15 s, where this is the upper bound. Bytes, for each entry of a message is
+/// looked up by who reads it.
+const BYTES_PER_CORE_S: u64 = 12_000 * 5376;
+
+/// Redis' own `hz`.
+const HZ_USUAL: u32 = 10;
+
+/// How long a server looks at one other node in each of its ticks (`clusterCron`), nanoseconds:
+/// 500 idle instances took 1.6 cores at 10 ticks a second and 0.25 at one, 300 took 0.76 and 0.12.
+const LOOK_NS: u64 = 600;
+
+/// Part of a machine's cores that the ticks may take: one in so many.
+const TICKS_PART: u64 = 8;
 
 /// Part of a network's speed that the upper bound may take: one in so many. The rest is
 /// for clients.
@@ -72,8 +83,8 @@ pub fn bits_per_s(n: usize, instances: usize, peers: usize, node_timeout_ms: u32
 
 /// The `cluster-node-timeout` that suits a cluster of `n` on these machines, milliseconds.
 ///
-/// At least 5 s. Longer where a machine's cores would have to send more than
-/// 12,000 messages a second each, or where the gossip with other machines could take more
+/// At least 5 s. Longer where a machine's cores would have to send more than 64 MB of
+/// messages a second each (12,000 of a cluster of 300), or where the gossip with other machines could take more
 /// than half of the network. Where a network's speed is not known, N alone decides for
 /// it: 5 s up to 100 instances, 15 s for 300 to 1000 (then 2.7 Gbit/s at most for each 100
 /// instances), above with the square. Never more than 300 s.
@@ -86,8 +97,8 @@ pub fn node_timeout_ms(n: usize, machines: &[Machine]) -> u32 {
 
 fn needed_ms(n: usize, machine: &Machine) -> u64 {
     let here = machine.instances.min(n);
-    let messages = messages_per_timeout(here, n.saturating_sub(1));
-    let by_cores = messages * 1000 / (u64::from(machine.cores.max(1)) * MESSAGES_PER_CORE_S);
+    let bytes = messages_per_timeout(here, n.saturating_sub(1)) * message_bytes(n);
+    let by_cores = bytes.saturating_mul(1000) / (u64::from(machine.cores.max(1)) * BYTES_PER_CORE_S);
     let elsewhere = n - here;
     let by_network = match machine.network_bits_per_s {
         _ if elsewhere == 0 => 0,
@@ -97,6 +108,19 @@ fn needed_ms(n: usize, machine: &Machine) -> u64 {
         None => by_size_ms(n),
     };
     by_cores.max(by_network)
+}
+
+/// The `hz` that suits a cluster of `n` on these machines, ticks a second: Redis' own 10, less
+/// where looking at all others would take more than an eighth of a machine's cores. Below it a
+/// server still looks for failures once a second; keys expire later, and so do idle clients.
+pub fn hz(n: usize, machines: &[Machine]) -> u32 {
+    let n = n.min(INSTANCES_MAX) as u64;
+    let afforded = |machine: &Machine| {
+        let look_ns = n * (machine.instances as u64).min(n) * LOOK_NS;
+        u64::from(machine.cores.max(1)) * 1_000_000_000 / TICKS_PART / look_ns.max(1)
+    };
+    let least = machines.iter().map(afforded).min().unwrap_or(u64::MAX);
+    u32::try_from(least).unwrap_or(u32::MAX).clamp(1, HZ_USUAL)
 }
 
 /// What N alone asks for, of a network that nobody knows.
@@ -140,10 +164,19 @@ mod tests {
         let alone = |n, cores| node_timeout_ms(n, &[machine(cores, n, None)]);
         assert_eq!(
             [30, 100, 173, 200, 300, 500, 1000].map(|n| alone(n, 2)),
-            [5_000, 5_000, 5_000, 7_000, 15_000, 42_000, 166_500]
+            [5_000, 5_000, 5_000, 5_500, 15_000, 58_000, 300_000]
         );
         assert_eq!(alone(300, 8), 5_000);
         assert_eq!(alone(1000, 0), 300_000);
+    }
+
+    #[test]
+    fn ticks_follow_from_cores() {
+        let alone = |n, cores| hz(n, &[machine(cores, n, None)]);
+        assert_eq!([100, 200, 300, 500, 1000].map(|n| alone(n, 2)), [10, 10, 4, 1, 1]);
+        assert_eq!([1, 8, 104].map(|cores| hz(1000, &[machine(cores, 100, None)])), [2, 10, 10]);
+        assert_eq!(hz(300, &[machine(2, 300, None), machine(2, 10, None)]), 4, "the weakest decides");
+        assert_eq!((hz(1000, &[]), alone(0, 0), alone(usize::MAX, u32::MAX)), (10, 10, 10));
     }
 
     #[test]
@@ -151,7 +184,7 @@ mod tests {
         let ten = |gbit| node_timeout_ms(1000, &[machine(104, 100, gbit); 10]);
         assert_eq!([Some(25), Some(10), Some(1), None].map(ten), [5_000, 7_500, 73_000, 15_000]);
         let mixed = [machine(104, 100, Some(25)), machine(2, 100, Some(25))];
-        assert_eq!(node_timeout_ms(1000, &mixed), 17_000, "the weakest decides");
+        assert_eq!(node_timeout_ms(1000, &mixed), 39_500, "the weakest decides");
         let small = |n| node_timeout_ms(n, &[machine(64, n / 10, None)]);
         assert_eq!(
             [10, 100, 200, 300, 2000, 16_384].map(small),

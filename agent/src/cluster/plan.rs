@@ -54,6 +54,8 @@ pub struct PlanInput {
     /// `cluster-node-timeout` where the spec names none, milliseconds; see
     /// [`super::bus::node_timeout_ms`].
     pub node_timeout_ms: u32,
+    /// `hz`, ticks a second; see [`super::bus::hz`].
+    pub hz: u32,
     /// How it is to be carried out. A plan for MEET has no node ids: the servers draw
     /// their own.
     pub formation: Formation,
@@ -114,6 +116,7 @@ pub fn plan(mut input: PlanInput, rng: &mut impl Rng) -> Result<ClusterPlan, Pla
         id: input.id,
         spec: input.spec,
         node_timeout_ms,
+        hz: input.hz,
         stage: PlanStage::Prepare,
         hosts: input.hosts,
         instances: placed.into_iter().flatten().collect(),

@@ -28,12 +28,8 @@ pub const CLIENTS_BESIDES_BUS: u32 = 4096;
 /// already would drop and dial links again, and tell everybody of failures.
 pub const FORMING_NODE_TIMEOUT_MS: u32 = 600_000;
 
-/// `hz` of the same, where the cluster is large. Every tick each server looks at every
-/// other: at 400 servers on two cores that was a seventh of all time.
-pub const FORMING_HZ: u32 = 1;
-
 /// Instances from which on a cluster is large enough to be formed with care: its servers
-/// released a few at a time, with few ticks. Below, that costs more time than it spares
+/// released a few at a time. Below, that costs more time than it spares
 /// (300 on two cores: 12 s against 6 s) and memory is no matter.
 pub const LARGE_FROM: usize = 400;
 
@@ -41,9 +37,6 @@ pub const LARGE_FROM: usize = 400;
 /// certificate to clients, and as clients to each other.
 const TLS_FILES: [(&str, &str); 3] =
     [("tls-cert-file", "cert.pem"), ("tls-key-file", "key.pem"), ("tls-ca-cert-file", "ca.pem")];
-
-/// Redis's own default.
-const HZ: &str = "10";
 
 /// Directives and their values that a user may give; a bound on the file.
 pub const DIRECTIVES_MAX: usize = 1000;
@@ -65,8 +58,10 @@ pub struct RedisConf {
     pub addr: SocketAddr,
     /// `cluster-node-timeout`, milliseconds.
     pub node_timeout_ms: u32,
-    /// Set while the instance is one of a seeded cluster that is being formed: of how many.
-    pub forming: Option<usize>,
+    /// `hz`, ticks a second.
+    pub hz: u32,
+    /// Whether the instance is one of a seeded cluster that is being formed.
+    pub forming: bool,
     /// `maxclients`; see [`clients_needed`].
     pub clients_needed: u32,
     /// The instance's own directory.
@@ -286,9 +281,6 @@ impl RedisConf {
                 push_line(&mut text, name, &[value]);
             }
         }
-        if self.forming.is_some_and(|of| of >= LARGE_FROM) && !self.is_given("hz") {
-            push_line(&mut text, "hz", &[FORMING_HZ.to_string()]);
-        }
         for (name, values) in &self.directives {
             for value in values {
                 push_line(&mut text, &name.to_ascii_lowercase(), &split_words(name, value)?);
@@ -299,7 +291,7 @@ impl RedisConf {
     }
 
     /// What stands in the file unless the user says otherwise.
-    fn defaults(&self) -> [(&'static str, String); 6] {
+    fn defaults(&self) -> [(&'static str, String); 7] {
         [
             ("appendonly", "no".to_owned()),
             ("save", String::new()),
@@ -308,6 +300,7 @@ impl RedisConf {
             ("repl-diskless-sync-delay", "0".into()),
             ("tcp-backlog", self.backlog().to_string()),
             ("maxclients", self.clients_needed.to_string()),
+            ("hz", self.hz.to_string()),
         ]
     }
 
@@ -402,21 +395,14 @@ impl RedisConf {
         self.is_given("masterauth") || self.is_given("masteruser")
     }
 
-    /// What a running instance has to be told once its cluster of so many is formed; what
-    /// it reads at its next start says the same.
-    pub fn settings_once_formed(&self, of: usize) -> Vec<(&'static str, String)> {
-        let mut settings = vec![("cluster-node-timeout", self.node_timeout_ms.to_string())];
-        if of >= LARGE_FROM && !self.is_given("hz") {
-            settings.push(("hz", HZ.to_owned()));
-        }
-        settings
+    /// What a running instance has to be told once its cluster is formed; what it reads at
+    /// its next start says the same.
+    pub fn settings_once_formed(&self) -> Vec<(&'static str, String)> {
+        vec![("cluster-node-timeout", self.node_timeout_ms.to_string())]
     }
 
     fn node_timeout_now_ms(&self) -> u32 {
-        match self.forming {
-            Some(_) => self.node_timeout_ms.max(FORMING_NODE_TIMEOUT_MS),
-            None => self.node_timeout_ms,
-        }
+        if self.forming { self.node_timeout_ms.max(FORMING_NODE_TIMEOUT_MS) } else { self.node_timeout_ms }
     }
 
     /// Whether the user's directives say it.

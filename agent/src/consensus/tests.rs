@@ -382,6 +382,7 @@ async fn a_command_that_no_request_can_carry_is_rejected() {
             ..Default::default()
         },
         node_timeout_ms: 5000,
+        hz: 10,
         stage: redmesh_api::level::PlanStage::Prepare,
         hosts: vec![redmesh_api::level::PlannedHost {
             id: leader,

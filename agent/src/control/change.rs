@@ -113,7 +113,7 @@ impl Control {
             Err((kind, reason)) => return refused(kind, reason),
         };
         let report = self.examine(level, &spec).await;
-        let suited_ms = report.node_timeout_ms;
+        let (suited_ms, hz) = (report.node_timeout_ms, report.hz);
         let warnings = match doctor::pass(report, &force) {
             Ok(warnings) => warnings,
             Err(reason) => return refused(RefusalKind::Preflight, reason),
@@ -122,6 +122,7 @@ impl Control {
         let input = PlanInput {
             id: PlanId(Uuid::new_v4()),
             node_timeout_ms: node_timeout_ms.unwrap_or(suited_ms),
+            hz,
             formation: surveyed.formation,
             spec,
             hosts,

@@ -175,6 +175,7 @@ mod tests {
             hosts: Vec::new(),
             machines: 1,
             node_timeout_ms: 5000,
+            hz: 10,
             findings: severities.iter().map(finding).collect(),
         }
     }

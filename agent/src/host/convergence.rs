@@ -86,6 +86,7 @@ mod tests {
             id: PlanId(Uuid::from_u128(id)),
             spec: ClusterSpec::default(),
             node_timeout_ms: 5000,
+            hz: 10,
             formation: Formation::Seeded,
             stage,
             hosts: Vec::new(),

@@ -136,11 +136,11 @@ pub fn conf_with(
     directives: Directives,
 ) -> RedisConf {
     let instances = plan.instances.len();
-    let forming = plan.formation == Formation::Seeded && plan.stage < PlanStage::Formed;
     RedisConf {
         addr: plan.addr_of(instance),
         node_timeout_ms: plan.node_timeout_ms,
-        forming: forming.then_some(instances),
+        hz: plan.hz,
+        forming: plan.formation == Formation::Seeded && plan.stage < PlanStage::Formed,
         clients_needed: clients_needed(instances),
         dir: local.data_dir.join(instance.port.to_string()),
         somaxconn: local.somaxconn,
@@ -417,6 +417,7 @@ mod tests {
                 hosts: (1..=3).map(host).collect(),
                 created_unix_ms: 1,
                 node_timeout_ms: 5000,
+                hz: 10,
                 formation: Formation::Seeded,
             };
             let plan = plan(input, &mut StdRng::seed_from_u64(1)).expect("a plan");

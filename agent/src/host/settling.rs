@@ -77,9 +77,7 @@ async fn tell(
     if told.plan != Some(plan.id) {
         *told = Told { plan: Some(plan.id), instances: BTreeSet::new() };
     }
-    let of = plan.instances.len();
-    let settings = |conf: &RedisConf| conf.settings_once_formed(of);
-    let telling = tell_each(plan, admin, local, &mut told.instances, settings).await?;
+    let telling = tell_each(plan, admin, local, &mut told.instances, RedisConf::settings_once_formed).await?;
     for (addr, error) in &telling.failed {
         warn!(%addr, error, "an instance keeps the node timeout of the formation, tried again");
     }

@@ -71,7 +71,8 @@ fn config(addr: SocketAddr, dir: &Path, directives: &[(String, Vec<String>)]) ->
     let conf = RedisConf {
         addr,
         node_timeout_ms: 5000,
-        forming: None,
+        hz: 10,
+        forming: false,
         clients_needed: clients_needed(6).min(1000),
         dir: dir.to_owned(),
         somaxconn: Some(4096),
@@ -100,6 +101,7 @@ fn six() -> ClusterPlan {
         hosts: (1..=3).map(host).collect(),
         created_unix_ms: 0,
         node_timeout_ms: 5000,
+        hz: 10,
         formation: Formation::Seeded,
     };
     plan(input, &mut StdRng::seed_from_u64(11)).unwrap()

@@ -23,6 +23,7 @@ fn planned(per_host: u16, replicas: u8, stage: PlanStage) -> ClusterPlan {
         hosts: (1..=3).map(host).collect(),
         created_unix_ms: 0,
         node_timeout_ms: 5000,
+        hz: 10,
         formation: Formation::Meet,
     };
     let mut plan = plan(input, &mut StdRng::seed_from_u64(3)).expect("a plan");

@@ -26,6 +26,7 @@ fn small() -> ClusterPlan {
         hosts: (1..=3).map(host).collect(),
         created_unix_ms: 0,
         node_timeout_ms: 5000,
+        hz: 10,
         formation: Formation::Seeded,
     };
     let mut made = plan(input, &mut StdRng::seed_from_u64(3)).unwrap();

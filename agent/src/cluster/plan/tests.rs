@@ -30,6 +30,7 @@ fn input(hosts: usize, per_host: u16, replicas: u8) -> PlanInput {
         hosts: (0..hosts).map(host).collect(),
         created_unix_ms: 1,
         node_timeout_ms: 15_000,
+        hz: 10,
         formation: Formation::Seeded,
     }
 }

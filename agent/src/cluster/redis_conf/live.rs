@@ -103,7 +103,8 @@ mod tests {
         RedisConf {
             addr: ([10, 0, 0, 1], 6379).into(),
             node_timeout_ms: 5000,
-            forming: None,
+            hz: 10,
+            forming: false,
             clients_needed: 5000,
             dir: "/d".into(),
             somaxconn: Some(128),

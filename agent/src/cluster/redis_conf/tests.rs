@@ -8,7 +8,8 @@ fn conf(directives: &[(&str, &[&str])]) -> RedisConf {
     RedisConf {
         addr: "10.0.0.1:6379".parse().unwrap(),
         node_timeout_ms: 15_000,
-        forming: None,
+        hz: 10,
+        forming: false,
         clients_needed: clients_needed(1000),
         dir: "/var/lib/redmesh/6379".into(),
         somaxconn: Some(4096),
@@ -29,21 +30,20 @@ fn refusal(directives: &[(&str, &[&str])]) -> String {
 #[test]
 fn a_cluster_that_is_being_formed_has_time_until_it_is() {
     let line = |conf: &RedisConf, line: &str| conf.render().unwrap().lines().any(|l| l == line);
-    let formed = |conf: &RedisConf, of| -> Vec<String> {
-        conf.settings_once_formed(of).into_iter().map(|(name, value)| format!("{name} {value}")).collect()
+    let forming = RedisConf { forming: true, ..conf(&[]) };
+    assert!(line(&forming, "cluster-node-timeout 600000"));
+    assert_eq!(forming.settings_once_formed(), [("cluster-node-timeout", "15000".to_owned())]);
+    assert!(line(&conf(&[]), "cluster-node-timeout 15000"), "at a later start");
+}
+
+#[test]
+fn the_users_ticks_win_over_the_plans() {
+    let lines = |directives: &[(&str, &[&str])]| {
+        let text = RedisConf { hz: 2, ..conf(directives) }.render().unwrap();
+        text.lines().filter(|line| line.starts_with("hz ")).map(str::to_owned).collect::<Vec<_>>()
     };
-    for (of, directives, forming_hz, formed_hz) in [
-        (399, &[][..], None, None),
-        (400, &[], Some("hz 1"), Some("hz 10")),
-        (400, &[("hz", &["20"][..])], Some("hz 20"), None),
-    ] {
-        let forming = RedisConf { forming: Some(of), ..conf(directives) };
-        assert!(line(&forming, "cluster-node-timeout 600000"));
-        assert_eq!(forming_hz, ["hz 1", "hz 10", "hz 20"].into_iter().find(|hz| line(&forming, hz)));
-        let expected: Vec<_> = ["cluster-node-timeout 15000"].into_iter().chain(formed_hz).collect();
-        assert_eq!(formed(&conf(directives), of), expected);
-        assert!(!line(&conf(directives), "hz 1"), "not at a later start");
-    }
+    assert_eq!(lines(&[]), ["hz 2"]);
+    assert_eq!(lines(&[("HZ", &["20"])]), ["hz 20"]);
 }
 
 #[test]
@@ -66,6 +66,7 @@ protected-mode no
 repl-diskless-sync-delay 0
 tcp-backlog 4096
 maxclients 6094
+hz 10
 ";
     assert_eq!(render(&[]), expected);
 }

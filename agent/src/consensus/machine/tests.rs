@@ -18,6 +18,7 @@ fn plan(id: u128) -> ClusterPlan {
         id: PlanId(Uuid::from_u128(id)),
         spec: ClusterSpec { instances_per_host: 1, replicas: 0, node_timeout_ms: None, ..Default::default() },
         node_timeout_ms: 5000,
+        hz: 10,
         stage: PlanStage::Prepare,
         hosts: vec![PlannedHost {
             id: HostId(1),

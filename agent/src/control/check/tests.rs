@@ -36,6 +36,7 @@ fn cluster_at(sizes: &[u16], replicas: u8, address: fn(u8) -> u8) -> Cluster {
         formation: Formation::Seeded,
         created_unix_ms: 0,
         node_timeout_ms: 5000,
+        hz: 10,
     };
     let plan = plan_of(input, &mut StdRng::seed_from_u64(4)).expect("a plan");
     let view = |instance: &PlannedInstance| InstanceView {

@@ -119,6 +119,7 @@ fn plan() -> ClusterPlan {
         id: PlanId(Uuid::from_u128(5)),
         spec: ClusterSpec { instances_per_host: 1, replicas: 0, node_timeout_ms: None, ..Default::default() },
         node_timeout_ms: 5000,
+        hz: 10,
         stage: PlanStage::Formed,
         hosts: [A, B, C, D].map(host).to_vec(),
         instances: Vec::new(),

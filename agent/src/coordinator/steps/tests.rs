@@ -30,6 +30,7 @@ fn plan(stage: PlanStage) -> ClusterPlan {
         id: PlanId(Uuid::from_u128(5)),
         spec: ClusterSpec { instances_per_host: 2, replicas: 0, node_timeout_ms: None, ..Default::default() },
         node_timeout_ms: 5000,
+        hz: 10,
         stage,
         hosts: vec![host(A, 1), host(B, 2)],
         instances: vec![instance(0, 0), instance(0, 1), instance(1, 0), instance(1, 1)],

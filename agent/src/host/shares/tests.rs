@@ -188,6 +188,7 @@ fn plan(addr: SocketAddr) -> ClusterPlan {
         id: PlanId(Uuid::from_u128(5)),
         spec: ClusterSpec { instances_per_host: 1, replicas: 0, node_timeout_ms: None, ..Default::default() },
         node_timeout_ms: 5000,
+        hz: 10,
         stage: PlanStage::Formed,
         hosts: vec![PlannedHost { id: ME, name: "a".to_owned(), ip: addr.ip(), base_port: addr.port() }],
         instances: vec![PlannedInstance {

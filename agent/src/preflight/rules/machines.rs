@@ -50,7 +50,7 @@ fn memory_of(servers: usize, n: usize, peer_bytes: u64) -> u64 {
 }
 
 /// Kernel memory of a message that waits to be read, for each byte of it.
-const BUFFER_PER_BYTE: u64 = 2;
+const BUFFER_PER_BYTE: u64 = 1;
 
 /// Of the messages of a release at once, the part that waits when it is paced.
 const PACED_PART: u64 = 3;
@@ -191,10 +191,14 @@ pub(super) fn disks(case: &Case<'_>, findings: &mut Findings) {
     }
 }
 
+/// The machines, as the bus' arithmetic takes them.
+pub(super) fn for_bus(case: &Case<'_>) -> Vec<bus::Machine> {
+    case.machines.iter().map(MachineSeen::for_bus).collect()
+}
+
 /// Holds what is asked for against what suits; says what the cluster will have.
 pub(super) fn node_timeout(case: &Case<'_>, findings: &mut Findings) -> u32 {
-    let machines: Vec<bus::Machine> = case.machines.iter().map(MachineSeen::for_bus).collect();
-    let suits = bus::node_timeout_ms(case.instances, &machines);
+    let suits = bus::node_timeout_ms(case.instances, &for_bus(case));
     let asked = case.question.spec.node_timeout_ms.or(case.question.planned_timeout_ms);
     let ms = asked.unwrap_or(suits);
     let verdict =

@@ -124,6 +124,7 @@ pub fn examine(question: &Question<'_>) -> Report {
         hosts: question.hosts.iter().map(|host| host.name.clone()).collect(),
         machines: u32::try_from(case.machines.len()).unwrap_or(u32::MAX),
         node_timeout_ms,
+        hz: bus::hz(case.instances, &machines::for_bus(&case)),
         findings: findings.sorted(),
     }
 }

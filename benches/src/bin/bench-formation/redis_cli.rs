@@ -47,16 +47,16 @@ impl Servers {
         // What redmesh chooses for the same cluster on this machine.
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
         let cores = u32::try_from(cores).unwrap_or(u32::MAX);
-        let node_timeout_ms =
-            bus::node_timeout_ms(instances, &[Machine { cores, instances, network_bits_per_s: None }]);
+        let machine = [Machine { cores, instances, network_bits_per_s: None }];
         for at in 0..instances {
             limits.check()?;
             let dir = servers.dir.join(at.to_string());
             std::fs::create_dir(&dir)?;
             let conf = RedisConf {
                 addr: servers.addresses[at],
-                node_timeout_ms,
-                forming: None,
+                node_timeout_ms: bus::node_timeout_ms(instances, &machine),
+                hz: bus::hz(instances, &machine),
+                forming: false,
                 clients_needed: clients_needed(instances),
                 dir: dir.clone(),
                 somaxconn: somaxconn.as_ref().ok().and_then(|text| text.trim().parse().ok()),

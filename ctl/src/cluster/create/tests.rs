@@ -29,6 +29,7 @@ fn plan(hosts: u16, replicas: u8) -> ClusterPlan {
         id: PlanId(Default::default()),
         spec: ClusterSpec { instances_per_host: 1, replicas, node_timeout_ms: None, ..Default::default() },
         node_timeout_ms: 5000,
+        hz: 10,
         stage: PlanStage::Prepare,
         hosts: (0..hosts)
             .map(|at| PlannedHost {
