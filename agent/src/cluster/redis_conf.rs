@@ -26,7 +26,7 @@ pub const CLIENTS_BESIDES_BUS: u32 = 4096;
 /// `cluster-node-timeout` of the instances of a seeded cluster until it is formed,
 /// milliseconds. Servers that are held can't answer: with the plan's timeout those that run
 /// already would drop and dial links again, and tell everybody of failures.
-pub const FORMING_NODE_TIMEOUT_MS: u32 = 600_000;
+pub const FORMING_NODE_TIMEOUT_MS: u32 = 3_600_000;
 
 /// Instances from which on a cluster is large enough to be formed with care: its servers
 /// released a few at a time. Below, that costs more time than it spares
