@@ -219,6 +219,7 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
     };
     let shares = Shares::new(ShareSettings {
         host: host.id(),
+        generation: host.generation(),
         state_dir: config.state_dir.clone(),
         threads: config.load_threads,
         logins: logins.clone(),

@@ -14,6 +14,7 @@ use std::io::{self, ErrorKind, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use redmesh_api::codec::PROTOCOL_VERSION;
 use redmesh_api::ids::HostId;
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
@@ -55,6 +56,17 @@ pub enum IdentityError {
         /// What is wrong with it.
         reason: String,
     },
+    /// Another version's.
+    #[error(
+        "{} was written by a redmesh-agent of format {got}, this one uses {PROTOCOL_VERSION}: start that version \
+         again, or move the directory away to join as a new host", .dir.display()
+    )]
+    Format {
+        /// The state directory.
+        dir: PathBuf,
+        /// Its format; 0 before they were numbered.
+        got: u8,
+    },
     /// No space.
     #[error("no space left to write {}: free some, the agent can't start without it", .path.display())]
     DiskFull {
@@ -80,6 +92,9 @@ pub enum IdentityError {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct HostFile {
+    /// Of all that the agent keeps in the state directory: it is encoded as on the wire.
+    #[serde(default)]
+    format: u8,
     id: HostId,
     generation: u64,
 }
@@ -123,9 +138,14 @@ impl HostIdentity {
                 None => None,
             },
         };
+        if let Some(HostFile { format, .. }) = known
+            && format != PROTOCOL_VERSION
+        {
+            return Err(IdentityError::Format { dir: state_dir.to_owned(), got: format });
+        }
         let secret = secret(state_dir, known.is_some())?;
         let (id, generation) = match known {
-            Some(HostFile { id, generation }) => (
+            Some(HostFile { id, generation, .. }) => (
                 id,
                 generation
                     .checked_add(1)
@@ -133,7 +153,7 @@ impl HostIdentity {
             ),
             None => (HostId(rand::random_range(1..=u32::MAX)), 1),
         };
-        let text = toml::to_string(&HostFile { id, generation })
+        let text = toml::to_string(&HostFile { format: PROTOCOL_VERSION, id, generation })
             .map_err(|error| damaged(state_dir, &host_path, error.to_string()))?;
         files::replace(&host_path, text.as_bytes(), 0o644).map_err(io_error("write", &host_path))?;
         Ok(Self { id, generation, secret, _lock: lock })

@@ -245,6 +245,7 @@ pub fn repeatable(request: &ControlRequest) -> bool {
         ControlRequest::RunStart(_) | ControlRequest::RunShare(_) | ControlRequest::RunVerify(_) => false,
         ControlRequest::Members
         | ControlRequest::HostRemove(_)
+        | ControlRequest::HostReplace(_)
         | ControlRequest::ClusterCreate(_)
         | ControlRequest::Doctor(_)
         | ControlRequest::ClusterStatus

@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use redmesh_api::control::{
-    ClusterCheck, ClusterCreate, ClusterStatus, ControlReply, ControlRequest, HostRemove, Members,
-    OperatorRevoke, Refusal, RefusalKind, RunDetail, RunRef, RunView, ShareRequest, TokenCreate,
+    ClusterCheck, ClusterCreate, ClusterStatus, ControlReply, ControlRequest, HostRemove, HostReplace,
+    Members, OperatorRevoke, Refusal, RefusalKind, RunDetail, RunRef, RunView, ShareRequest, TokenCreate,
     VerifyRequest,
 };
 use redmesh_api::join::{CaPin, TokenId, TokenRecord};
-use redmesh_api::level::{ClusterPlan, ClusterSpec, RemovedHost, RevokedOperator};
+use redmesh_api::level::{ClusterPlan, ClusterSpec, PlannedHost, RemovedHost, RevokedOperator};
 use redmesh_api::preflight::{Check, Finding, Report};
 use redmesh_api::run::{Run, RunSpec};
 use redmesh_api::tls::{Identity, Role};
@@ -100,6 +100,19 @@ pub struct RemovedReply {
     pub nodes: u32,
     /// What is left to do, in words.
     pub notes: Vec<String>,
+}
+
+/// A host that has taken another one's place.
+#[derive(Debug, Serialize)]
+pub struct ReplacedReply {
+    /// Id of the one that is gone.
+    pub from: String,
+    /// Who bears its instances now.
+    pub to: PlannedHost,
+    /// How many they are.
+    pub instances: u32,
+    /// Whether that is new.
+    pub fresh: bool,
 }
 
 /// A conversation with one agent.
@@ -213,6 +226,16 @@ impl Session {
                 Ok(RemovedReply { host, fresh, nodes, notes })
             }
             _ => Err(self.unexpected("HostRemove")),
+        }
+    }
+
+    /// Has a host take the place of one that is gone.
+    pub async fn host_replace(&mut self, request: HostReplace) -> Result<ReplacedReply, SessionError> {
+        match self.request_of_coordinator(&ControlRequest::HostReplace(request)).await? {
+            ControlReply::Replaced { from, to, instances, fresh } => {
+                Ok(ReplacedReply { from, to, instances, fresh })
+            }
+            _ => Err(self.unexpected("HostReplace")),
         }
     }
 

@@ -425,7 +425,9 @@ fn without_authentication_servers_are_as_redis_makes_them_and_no_secret_is_neede
         mesh.start_agent(host);
     }
     mesh.await_members(3);
-    mesh.ok_at(0, &["cluster", "create", "--instances-per-host", "1"]);
+    // The coordinator may have heard of fewer as yet.
+    let create = ["cluster", "create", "--instances-per-host", "1"];
+    until("the cluster", SOON, || mesh.ctl_at(0, &create).status.success().then_some(()));
     let open = std::process::Command::new("redis-cli")
         .args(["-h", &mesh.ip(0), "-p", "6379", "PING"])
         .env_remove("REDISCLI_AUTH")

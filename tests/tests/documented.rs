@@ -66,7 +66,7 @@ const COMMANDS: &[(&str, Covered)] = &[
         By(USER_DATA, "systemd-tmpfiles --create redmesh-agent.conf"),
     ),
     ("systemctl enable --now redmesh-agent", By(USER_DATA, "systemctl enable --now redmesh-agent")),
-    ("redis-cli --tls --cacert pki/ca.pem -c -h 10.0.0.1", By("tests/src/mesh.rs", "--cacert")),
+    ("redis-cli --tls --cacert pki/ca.pem -c -h 10.0.0.1", By("tests/src/mesh/asking.rs", "--cacert")),
     (
         "redmeshctl deploy nftables --clients 10.1.0.0/16 --operators 10.3.0.1 --scrapers 10.2.0.5 >redmesh.nft",
         Here(&[("10.2.0.5", "10.4.0.5")]),
@@ -114,6 +114,10 @@ const COMMANDS: &[(&str, Covered)] = &[
         "redmeshctl deploy cloud-init --pki pki --mesh prod --hosts db-1=10.0.0.1,db-2=10.0.0.2,db-3=10.0.0.3 \
          --package /opt/redmesh-agent_0.1.0-1_amd64.deb --out user-data",
         Here(&[]),
+    ),
+    (
+        "redmeshctl members replace db-2",
+        By("tests/tests/replacement.rs", "\"members\", \"replace\", &named(lost)"),
     ),
     ("redmeshctl members remove db-3", By("tests/tests/removal.rs", "\"members\", \"remove\", &named(gone)")),
     ("systemctl stop redmesh-servers (on db-3)", By(BOOT, "systemctl stop redmesh-servers")),

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{HostId, MeshId};
 use crate::join::{TokenId, TokenRecord};
-use crate::level::{ClusterPlan, ClusterSpec, PlanStage, RemovedHost, RevokedOperator, Stamp};
+use crate::level::{ClusterPlan, ClusterSpec, PlanStage, PlannedHost, RemovedHost, RevokedOperator, Stamp};
 use crate::preflight::{Check, Finding, Report};
 use crate::run::{LatencySummary, Run, RunSpec, ShareDetail, Tally};
 
@@ -18,6 +18,8 @@ pub enum ControlRequest {
     Members,
     /// Refuse a host for good. → `Removed`
     HostRemove(HostRemove),
+    /// Give the instances of a host that is gone to the one that took its place. → `Replaced`
+    HostReplace(HostReplace),
     /// Begin (or continue, or confirm) a cluster; returns once the plan is
     /// committed, `ClusterStatus` tells the rest. → `Created`
     ClusterCreate(ClusterCreate),
@@ -64,6 +66,7 @@ impl ControlRequest {
         match self {
             Self::Members => "Members",
             Self::HostRemove(_) => "HostRemove",
+            Self::HostReplace(_) => "HostReplace",
             Self::ClusterCreate(_) => "ClusterCreate",
             Self::Doctor(_) => "Doctor",
             Self::ClusterStatus => "ClusterStatus",
@@ -88,6 +91,7 @@ impl ControlRequest {
     pub fn changes(&self) -> bool {
         match self {
             Self::HostRemove(_)
+            | Self::HostReplace(_)
             | Self::ClusterCreate(_)
             | Self::RunStart(_)
             | Self::RunShare(_)
@@ -116,6 +120,15 @@ pub struct HostRemove {
     pub host: String,
     /// Checks that don't stop it when they fail.
     pub force: Vec<RemovalCheck>,
+}
+
+/// A host that another one is to take the place of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostReplace {
+    /// The plan's name of the host that is gone, or its id in hex.
+    pub host: String,
+    /// Name or id of the one that takes its place; without it the one of the same name.
+    pub with: Option<String>,
 }
 
 /// What keeps a host from being removed unless it is overridden by name.
@@ -235,6 +248,17 @@ pub enum ControlReply {
         nodes: u32,
         /// What is left to do, in words.
         notes: Vec<String>,
+    },
+    /// See [`ControlRequest::HostReplace`].
+    Replaced {
+        /// Id, in hex, that is refused from now on.
+        from: String,
+        /// Who has its instances.
+        to: PlannedHost,
+        /// How many they are.
+        instances: u32,
+        /// False when it was so before.
+        fresh: bool,
     },
     /// See [`ControlRequest::ClusterCreate`].
     Created {

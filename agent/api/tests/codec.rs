@@ -269,6 +269,10 @@ fn requests() -> Vec<ControlRequest> {
             host: "host-3".to_owned(),
             force: vec![RemovalCheck::Slots, RemovalCheck::Unknown],
         }),
+        ControlRequest::HostReplace(HostReplace {
+            host: "host-3".to_owned(),
+            with: Some("00000009".to_owned()),
+        }),
         ControlRequest::ClusterCreate(ClusterCreate { spec: plan().spec, force: Check::ALL.to_vec() }),
         ControlRequest::Doctor(plan().spec),
         ControlRequest::ClusterStatus,
@@ -389,6 +393,12 @@ fn replies() -> Vec<ControlReply> {
         ControlReply::Refused(Refusal { kind: RefusalKind::Preflight, message: "memory".to_owned() }),
         ControlReply::Revoked(revoked().remove(0)),
         ControlReply::Operators(revoked()),
+        ControlReply::Replaced {
+            from: "00000003".to_owned(),
+            to: plan().hosts[0].clone(),
+            instances: 100,
+            fresh: true,
+        },
         ControlReply::Removed {
             host: removed().remove(0),
             fresh: true,

@@ -1,6 +1,6 @@
 //! What may be asked of the replicated state.
 
-use redmesh_api::ids::{MeshId, NodeId, PlanId, RunId};
+use redmesh_api::ids::{HostId, MeshId, NodeId, PlanId, RunId};
 use redmesh_api::join::{Enrolled, TokenId, TokenRecord};
 use redmesh_api::level::{ClusterPlan, Convergence, PlanStage, RemovedHost, RevokedOperator};
 use redmesh_api::run::{Run, RunResult, RunStage, Share};
@@ -40,6 +40,19 @@ pub enum Command {
     },
     /// Refuses a host for good.
     RemoveHost(RemovedHost),
+    /// Gives the instances of a host that is gone to another one, and refuses it for good.
+    ReplaceHost {
+        /// Which; must be the one there is.
+        plan: PlanId,
+        /// Who bears them so far.
+        from: HostId,
+        /// Who bears them from now on; no host of the plan yet.
+        to: HostId,
+        /// Its certificate's name.
+        name: String,
+        /// The coordinator's clock, Unix milliseconds.
+        at_unix_ms: u64,
+    },
     /// Refuses an operator's certificates of until then.
     RevokeOperator(RevokedOperator),
     /// Begins a run.

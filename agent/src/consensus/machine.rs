@@ -9,7 +9,7 @@ mod tokens;
 use std::collections::BTreeSet;
 
 use redmesh_api::codec;
-use redmesh_api::ids::{NodeId, PlanId};
+use redmesh_api::ids::{HostId, NodeId, PlanId};
 use redmesh_api::level::{
     ClusterPlan, Formation, Level, PlanStage, RemovedHost, RevokedOperator, StageReached, Stamp,
 };
@@ -72,6 +72,9 @@ fn change(level: &mut Level, command: &Command) -> Applied {
             the_plan(level, *plan).map_or_else(rejected, |known| name_nodes(known, ids, *at_unix_ms))
         }
         Command::RemoveHost(host) => remove_host(level, host),
+        Command::ReplaceHost { plan, from, to, name, at_unix_ms } => {
+            replace_host(level, *plan, *from, (*to, name), *at_unix_ms)
+        }
         Command::RevokeOperator(operator) => revoke_operator(level, operator),
         Command::StartRun(run) => start_run(level, run),
         Command::AdvanceRun { run, to } => match level.runs.iter_mut().find(|known| known.id == *run) {
@@ -122,6 +125,36 @@ fn remove_host(level: &mut Level, host: &RemovedHost) -> Applied {
     }
     level.removed.push(host.clone());
     Applied::Done
+}
+
+/// The one that is gone may come back with its state: it must not start the same servers.
+fn replace_host(
+    level: &mut Level,
+    plan: PlanId,
+    from: HostId,
+    (to, name): (HostId, &str),
+    at_unix_ms: u64,
+) -> Applied {
+    let removed = [from, to].into_iter().find(|id| level.is_removed(*id));
+    let known = match the_plan(level, plan) {
+        Ok(plan) => plan,
+        Err(reason) => return rejected(reason),
+    };
+    let bears = |id: HostId| known.hosts.iter().position(|host| host.id == id);
+    let old_name = match (bears(from), bears(to)) {
+        (None, Some(_)) => return Applied::Unchanged,
+        (None, None) => return rejected(format!("host {from} bears no instance of plan {plan}")),
+        (Some(_), Some(_)) => return rejected(format!("host {to} bears instances of plan {plan} already")),
+        (Some(at), None) => {
+            if let Some(removed) = removed {
+                return rejected(format!("host {removed} was removed"));
+            }
+            let host = &mut known.hosts[at];
+            host.id = to;
+            std::mem::replace(&mut host.name, name.to_owned())
+        }
+    };
+    remove_host(level, &RemovedHost { id: Some(from), name: old_name, certificates: false, at_unix_ms })
 }
 
 /// Each name counts once, with its latest time: a name may be revoked again after another

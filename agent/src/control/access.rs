@@ -45,7 +45,8 @@ fn ends_itself(name: &str, request: &ControlRequest) -> Option<Refusal> {
 #[cfg(test)]
 mod tests {
     use redmesh_api::control::{
-        ClusterCreate, HostRemove, OperatorRevoke, RunRef, ShareRequest, TokenCreate, VerifyRequest,
+        ClusterCreate, HostRemove, HostReplace, OperatorRevoke, RunRef, ShareRequest, TokenCreate,
+        VerifyRequest,
     };
     use redmesh_api::ids::{HostId, MeshId};
     use redmesh_api::join::TokenId;
@@ -77,6 +78,7 @@ mod tests {
         let share = ShareRequest { run: run.clone(), host: "h".to_owned(), workers: 1, writes: None };
         let changing = vec![
             ControlRequest::HostRemove(HostRemove { host: "h".to_owned(), force: Vec::new() }),
+            ControlRequest::HostReplace(HostReplace { host: "h".to_owned(), with: None }),
             ControlRequest::ClusterCreate(ClusterCreate { spec: ClusterSpec::default(), force: Vec::new() }),
             ControlRequest::RunStart(spec),
             ControlRequest::RunShare(share),

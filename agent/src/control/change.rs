@@ -38,6 +38,7 @@ impl Control {
         };
         match request {
             ControlRequest::HostRemove(request) => self.remove(&level, &request).await,
+            ControlRequest::HostReplace(request) => self.replace(&level, &request).await,
             ControlRequest::ClusterCreate(create) => self.create(&level, create).await,
             ControlRequest::RunStart(spec) => self.start(&level, spec).await,
             ControlRequest::RunShare(request) => self.share(&level, &request).await,

@@ -16,6 +16,12 @@ use crate::transport::Transport;
 /// Errors, and warnings, that a check lists one by one; the rest are counted.
 const LISTED_MAX: usize = 50;
 
+/// How a server without TLS is spoken with.
+const REDIS_CLI: &str = "redis-cli";
+
+/// The same with TLS, by the CA of the operator's identity.
+const REDIS_CLI_TLS: &str = "redis-cli --tls --cacert ca.pem";
+
 /// Asks all hosts of the plan for their instances' views and judges them.
 pub async fn cluster_check(census: &Census, transport: &dyn Transport) -> ControlReply {
     let level = census.level();
@@ -43,15 +49,18 @@ pub async fn cluster_check(census: &Census, transport: &dyn Transport) -> Contro
             Err(reason) => errors.push(reason),
         }
     }
-    ControlReply::ClusterCheck(judge(&level, plan, views, errors))
+    let tls = hosts.values().any(|host| host.facts.as_ref().is_some_and(|facts| facts.redis_tls));
+    let redis_cli = if tls { REDIS_CLI_TLS } else { REDIS_CLI };
+    ControlReply::ClusterCheck(judge(&level, plan, views, errors, redis_cli))
 }
 
-/// What the views amount to; pure.
+/// What the views amount to, where `redis_cli` begins a command to a server; pure.
 pub fn judge(
     level: &Level,
     plan: &ClusterPlan,
     mut views: Vec<InstanceView>,
     mut errors: Vec<String>,
+    redis_cli: &str,
 ) -> ClusterCheck {
     views.sort_by_key(|view| view.addr);
     let mut warnings = Vec::new();
@@ -101,7 +110,7 @@ pub fn judge(
     if !open_slots.is_empty() {
         warnings.push(format!("{} slots are open (being migrated or imported)", open_slots.len()));
     }
-    warnings.extend(standing::warnings(plan, &views));
+    warnings.extend(standing::warnings(plan, &views, redis_cli));
     let agreed = by_digest.len() == 1 && views.iter().all(|view| view.up);
     bound(&mut errors);
     bound(&mut warnings);

@@ -12,6 +12,7 @@ pub mod doctor;
 pub mod joining;
 pub mod operators;
 pub mod removing;
+mod replacing;
 pub mod runs;
 pub mod serve;
 pub mod surveying;
@@ -86,6 +87,7 @@ impl Control {
             ControlRequest::TokenList => self.token_list(),
             ControlRequest::OperatorList => self.operator_list(),
             ControlRequest::HostRemove(_)
+            | ControlRequest::HostReplace(_)
             | ControlRequest::ClusterCreate(_)
             | ControlRequest::RunStart(_)
             | ControlRequest::RunStop(_)

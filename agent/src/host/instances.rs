@@ -247,6 +247,12 @@ pub async fn reconcile(
 ) {
     let mut done = None;
     let mut directives = local.directives.clone();
+    let host = local.host;
+    // A host can be given another one's instances.
+    let part = |plan: &ClusterPlan, access: &Option<Access>| {
+        let place = plan.hosts.iter().position(|planned| planned.id == host);
+        (plan.id, plan.stage, place, access.clone())
+    };
     loop {
         let level = levels.borrow_and_update().clone();
         if directives.has_changed().unwrap_or(false) {
@@ -260,10 +266,10 @@ pub async fn reconcile(
             Some(plan) if plan.spec.servers == Servers::Existing => None,
             // A level that only brings other runs: a plan of a thousand instances is
             // megabytes of files, and nothing about them has changed.
-            Some(plan) if done.as_ref() != Some(&(plan.id, plan.stage, access.clone())) => {
+            Some(plan) if done.as_ref() != Some(&part(plan, &access)) => {
                 match put(plan, &*supervisor, &local).await {
                     Ok(()) => {
-                        done = Some((plan.id, plan.stage, access));
+                        done = Some(part(plan, &access));
                         None
                     }
                     Err(error) => {
@@ -366,17 +372,27 @@ pub async fn publish(host: HostId, mut sources: Sources, mesh: Mesh, cancel: Can
             warn!(error = %crate::error_chain(&error), "can't publish what this host observes");
         }
         tokio::select! {
-            Ok(()) = levels.changed() => {}
-            Ok(()) = sources.statuses.changed() => {}
-            Ok(()) = sources.views.changed() => {}
-            Ok(()) = sources.joining.changed() => {}
-            Ok(()) = sources.refused.changed() => {}
-            Ok(()) = sources.unsettled.changed() => {}
-            Ok(()) = sources.forgetting.changed() => {}
-            Ok(()) = sources.rotating.changed() => {}
-            Ok(()) = sources.outdated.changed() => {}
-            () = tokio::time::sleep(PUBLISH_INTERVAL) => {}
+            () = sources.changed(&mut levels) => {}
             () = cancel.cancelled() => return,
+        }
+    }
+}
+
+impl Sources {
+    /// Returns when one of them has changed, or after [`PUBLISH_INTERVAL`]. One whose sender
+    /// has ended, for there is nothing for it to do on this host, does not change any more.
+    async fn changed(&mut self, levels: &mut watch::Receiver<Arc<Level>>) {
+        tokio::select! {
+            Ok(()) = levels.changed() => {}
+            Ok(()) = self.statuses.changed() => {}
+            Ok(()) = self.views.changed() => {}
+            Ok(()) = self.joining.changed() => {}
+            Ok(()) = self.refused.changed() => {}
+            Ok(()) = self.unsettled.changed() => {}
+            Ok(()) = self.forgetting.changed() => {}
+            Ok(()) = self.rotating.changed() => {}
+            Ok(()) = self.outdated.changed() => {}
+            () = tokio::time::sleep(PUBLISH_INTERVAL) => {}
         }
     }
 }
@@ -386,7 +402,10 @@ const PUBLISH_INTERVAL: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
     use std::net::IpAddr;
+    use std::pin::pin;
+    use std::task::Poll;
 
     use rand::SeedableRng;
     use rand::rngs::StdRng;
@@ -429,5 +448,48 @@ mod tests {
         assert_eq!(pauses(&planned(1, PlanStage::Formed)), [12; 6]);
         assert_eq!(pauses(&planned(1, PlanStage::Release)), [0; 6], "there are no keys yet");
         assert_eq!(pauses(&planned(0, PlanStage::Formed)), [0; 6], "there is nobody to wait for");
+    }
+
+    fn ended<T: Default>() -> watch::Receiver<T> {
+        watch::channel(T::default()).1
+    }
+
+    #[tokio::test]
+    async fn sources_that_have_ended_are_waited_for_no_more_and_the_others_are() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let disk = crate::disk::Disk::default();
+        let shares = Shares::new(crate::host::shares::ShareSettings {
+            host: HostId(1),
+            generation: 1,
+            state_dir: dir.path().to_owned(),
+            threads: 1,
+            logins: Default::default(),
+            tls: None,
+            engine: Arc::new(crate::load::Engine),
+            clock: Default::default(),
+            disk: disk.clone(),
+        });
+        let (refuse, refused) = watch::channel(None);
+        let mut sources = Sources {
+            levels: LevelCell::open(dir.path(), disk).expect("an empty level"),
+            statuses: ended(),
+            views: ended(),
+            joining: ended(),
+            refused,
+            unsettled: ended(),
+            rotating: ended(),
+            forgetting: ended(),
+            outdated: ended(),
+            shares,
+        };
+        let mut levels = sources.levels.subscribe();
+        {
+            let mut changed = pin!(sources.changed(&mut levels));
+            let waits = poll_fn(|context| Poll::Ready(changed.as_mut().poll(context).is_pending())).await;
+            assert!(waits, "what has ended does not change");
+        }
+        refuse.send_replace(Some("no server".to_owned()));
+        sources.changed(&mut levels).await;
+        assert_eq!(sources.refused.borrow_and_update().as_deref(), Some("no server"));
     }
 }

@@ -53,6 +53,8 @@ const DRAIN_POLL: Duration = Duration::from_millis(10);
 pub struct ShareSettings {
     /// Whose shares.
     pub host: HostId,
+    /// This life's number, from [`crate::identity::HostIdentity`].
+    pub generation: u64,
     /// Ledger files lie in `<state_dir>/runs`.
     pub state_dir: PathBuf,
     /// Load threads, where the run doesn't say.
@@ -68,6 +70,10 @@ pub struct ShareSettings {
     /// This host's.
     pub disk: Disk,
 }
+
+/// Low bits of an epoch that count the epochs of one life; above them is the life's generation.
+/// A generation is used once, whatever files are lost, and so is the epoch, and with it the keys.
+const EPOCHS_A_LIFE_BITS: u32 = 10;
 
 /// Which run, and which of its shares.
 type Key = (RunId, u16);
@@ -404,7 +410,16 @@ impl Shares {
         let earlier = self.recover(run)?.into_iter().map(|recovered| recovered.epoch);
         let live = self.of_run(run);
         let live = live.iter().filter_map(|share| Some(share.live.as_ref()?.0));
-        Ok(earlier.chain(live).max().map_or(0, |last| last + 1))
+        let generation = self.settings.generation;
+        let least =
+            generation.checked_mul(1 << EPOCHS_A_LIFE_BITS).and_then(|least| u32::try_from(least).ok());
+        let least = least.ok_or_else(|| {
+            format!(
+                "this host's agent was started {generation} times, too often to number what it writes: move its \
+                 state directory away to join as a new host"
+            )
+        })?;
+        Ok(earlier.chain(live).max().map_or(least, |last| least.max(last + 1)))
     }
 
     fn task(&self, run: &Run) -> Result<Task, String> {

@@ -46,7 +46,7 @@ fn damage_is_named_and_nothing_is_overwritten() {
         &b""[..],
         b"id = \"00000000\"\ngeneration = 1\n",
         b"id = \"1\"\ngeneration = 1\n",
-        b"id = \"00000001\"\ngeneration = 18446744073709551615\n",
+        format!("format = {PROTOCOL_VERSION}\nid = \"00000001\"\ngeneration = {}\n", u64::MAX).as_bytes(),
         b"\xff\xfe",
     ] {
         fs::write(&host, bad).unwrap();
@@ -65,6 +65,22 @@ fn damage_is_named_and_nothing_is_overwritten() {
     assert!(error.contains("secret is damaged (5 bytes instead of 32)"), "{error}");
     fs::remove_file(dir.path().join("secret")).unwrap();
     assert!(matches!(HostIdentity::open(dir.path()), Err(IdentityError::Damaged { .. })));
+}
+
+#[test]
+fn a_state_of_another_format_is_refused_and_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(HostIdentity::open(dir.path()).unwrap());
+    let host = dir.path().join("host.toml");
+    for (text, got) in [
+        ("id = \"00000001\"\ngeneration = 1\n", 0),
+        ("format = 255\nid = \"00000001\"\ngeneration = 1\n", 255),
+    ] {
+        fs::write(&host, text).unwrap();
+        let error = HostIdentity::open(dir.path()).unwrap_err();
+        assert!(error.to_string().contains(&format!("of format {got}, this one uses")), "{error}");
+        assert_eq!(fs::read_to_string(&host).unwrap(), text);
+    }
 }
 
 #[test]

@@ -212,7 +212,7 @@ impl LoadThread {
         let part_rate = spec.rate.map(|rate| rate * f64::from(part.workers) / f64::from(spec.workers.max(1)));
         let (work, scratch_bytes) = match &spec.task {
             Task::Load(workload) => {
-                let stream = u64::from(spec.share) << 32 | u64::from(spec.epoch) << 16 | index as u64;
+                let stream = u64::from(spec.share) << 48 | u64::from(spec.epoch) << 16 | index as u64;
                 (Work::Load(Source::new(workload, stream)), SCRATCH_BYTES)
             }
             // Values are compared, so a whole one must fit.

@@ -31,7 +31,7 @@ fn refusal(directives: &[(&str, &[&str])]) -> String {
 fn a_cluster_that_is_being_formed_has_time_until_it_is() {
     let line = |conf: &RedisConf, line: &str| conf.render().unwrap().lines().any(|l| l == line);
     let forming = RedisConf { forming: true, ..conf(&[]) };
-    assert!(line(&forming, "cluster-node-timeout 600000"));
+    assert!(line(&forming, &format!("cluster-node-timeout {FORMING_NODE_TIMEOUT_MS}")));
     assert_eq!(forming.settings_once_formed(), [("cluster-node-timeout", "15000".to_owned())]);
     assert!(line(&conf(&[]), "cluster-node-timeout 15000"), "at a later start");
 }

@@ -446,6 +446,34 @@ fn a_host_is_removed_once_and_the_removals_are_bounded() {
 }
 
 #[test]
+fn a_replaced_host_gives_its_instances_away_and_is_refused() {
+    let mut level = Level { plan: Some(plan(1)), ..Level::default() };
+    let hosts = level.plan.as_ref().expect("a plan").hosts.clone();
+    let (first, other) = (hosts[0].clone(), HostId(99));
+    let replace =
+        |from, to| Command::ReplaceHost { plan: plan(1).id, from, to, name: "new".to_owned(), at_unix_ms: 7 };
+    assert_eq!(apply(&mut level, stamp(1), &replace(first.id, other)), Applied::Done);
+    let now = &level.plan.as_ref().expect("a plan").hosts[0];
+    assert_eq!((now.id, now.name.as_str(), now.ip, now.base_port), (other, "new", first.ip, first.base_port));
+    assert!(level.is_removed(first.id));
+    assert!(!level.removed[0].certificates, "its successor may have the same ones");
+    assert_eq!(apply(&mut level, stamp(2), &replace(first.id, other)), Applied::Unchanged);
+    for (from, to, why) in [
+        (HostId(50), HostId(51), "bears no instance"),
+        (other, other, "bears instances of plan"),
+        (other, first.id, "was removed"),
+    ] {
+        let refused = apply(&mut level, stamp(3), &replace(from, to));
+        assert!(matches!(&refused, Applied::Rejected(words) if words.contains(why)), "{refused:?}");
+    }
+    let mut removed = Level { plan: Some(plan(1)), ..Level::default() };
+    let gone = RemovedHost { id: Some(first.id), name: first.name, certificates: true, at_unix_ms: 1 };
+    assert_eq!(apply(&mut removed, stamp(1), &Command::RemoveHost(gone)), Applied::Done);
+    let refused = apply(&mut removed, stamp(2), &replace(first.id, other));
+    assert!(matches!(&refused, Applied::Rejected(words) if words.contains("was removed")), "{refused:?}");
+}
+
+#[test]
 fn an_operator_is_revoked_by_name_with_the_latest_time_and_the_names_are_bounded() {
     let mut level = Level::default();
     let revoke = |name: &str, at_unix_ms| {

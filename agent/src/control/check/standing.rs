@@ -21,13 +21,13 @@ const NAMED_MAX: usize = 5;
 /// called crowded, but at least one: single failovers are nothing to mend.
 const CROWDED_BEYOND: usize = 4;
 
-/// What should be known, the gravest first.
-pub fn warnings(plan: &ClusterPlan, views: &[InstanceView]) -> Vec<String> {
+/// What should be known, the gravest first; `redis_cli` begins the commands that mend it.
+pub fn warnings(plan: &ClusterPlan, views: &[InstanceView], redis_cli: &str) -> Vec<String> {
     if plan.spec.replicas == 0 {
         // Nobody can take over anything.
         return Vec::new();
     }
-    let standing = Standing::of(plan, views);
+    let standing = Standing::of(plan, views, redis_cli);
     if let [machine] = standing.machines.keys().collect::<Vec<_>>().as_slice() {
         return vec![format!(
             "all instances are at the address {machine}: replicas guard against the loss of a server, not of \
@@ -52,6 +52,7 @@ struct Machine<'a> {
 }
 
 struct Standing<'a> {
+    redis_cli: &'a str,
     plan: &'a ClusterPlan,
     planned: BTreeMap<NodeId, &'a PlannedInstance>,
     /// In the order of addresses.
@@ -74,18 +75,6 @@ fn follows(view: &InstanceView, primary: NodeId) -> bool {
     view.up && !view.primary && view.primary_id == Some(primary)
 }
 
-fn command(at: &InstanceView, words: &str) -> String {
-    format!("`redis-cli -h {} -p {} {words}`", at.addr.ip(), at.addr.port())
-}
-
-fn replicate(at: &InstanceView, primary: &InstanceView) -> String {
-    command(at, &format!("CLUSTER REPLICATE {}", primary.node_id))
-}
-
-fn failover(at: &InstanceView) -> String {
-    command(at, "CLUSTER FAILOVER")
-}
-
 /// `a, b, c and 4 more`.
 fn listed(all: &[String]) -> String {
     let mut words = all[..all.len().min(NAMED_MAX)].join(", ");
@@ -96,7 +85,19 @@ fn listed(all: &[String]) -> String {
 }
 
 impl<'a> Standing<'a> {
-    fn of(plan: &'a ClusterPlan, views: &'a [InstanceView]) -> Self {
+    fn command(&self, at: &InstanceView, words: &str) -> String {
+        format!("`{} -h {} -p {} {words}`", self.redis_cli, at.addr.ip(), at.addr.port())
+    }
+
+    fn replicate(&self, at: &InstanceView, primary: &InstanceView) -> String {
+        self.command(at, &format!("CLUSTER REPLICATE {}", primary.node_id))
+    }
+
+    fn failover(&self, at: &InstanceView) -> String {
+        self.command(at, "CLUSTER FAILOVER")
+    }
+
+    fn of(plan: &'a ClusterPlan, views: &'a [InstanceView], redis_cli: &'a str) -> Self {
         let mut machines: BTreeMap<IpAddr, Machine<'a>> = BTreeMap::new();
         for host in &plan.hosts {
             machines.entry(host.ip).or_default().hosts.push(&host.name);
@@ -117,6 +118,7 @@ impl<'a> Standing<'a> {
             }
         }
         Self {
+            redis_cli,
             plan,
             planned: plan.instances.iter().map(|instance| (instance.node_id, instance)).collect(),
             all: views,
@@ -210,7 +212,7 @@ impl<'a> Standing<'a> {
             *given += usize::from(takes);
             takes
         });
-        let commands: Vec<_> = takers.iter().take(surplus).map(|&(_, view)| failover(view)).collect();
+        let commands: Vec<_> = takers.iter().take(surplus).map(|&(_, view)| self.failover(view)).collect();
         if commands.is_empty() {
             return "no replica that could take over is up on a host with room for it; once there is, CLUSTER \
                     FAILOVER on it mends this"
@@ -255,7 +257,7 @@ impl<'a> Standing<'a> {
         let elsewhere = |other: &InstanceView| other.addr.ip() != replica.addr.ip();
         let home = self.leader_at_home(replica);
         if let Some(home) = home.filter(|home| home.node_id != primary.node_id && elsewhere(home)) {
-            return format!("mend it with {}, as the plan has it", replicate(replica, home));
+            return format!("mend it with {}, as the plan has it", self.replicate(replica, home));
         }
         // The primary is the stranger: another replica has to lead first.
         let other = self.all.iter().find(|view| follows(view, primary.node_id) && elsewhere(view));
@@ -263,9 +265,9 @@ impl<'a> Standing<'a> {
             self.leader_at_home(primary).filter(|home| home.node_id != primary.node_id && elsewhere(home));
         match (other, back) {
             (Some(other), Some(home)) => {
-                format!("mend it with {} and then {}", failover(other), replicate(primary, home))
+                format!("mend it with {} and then {}", self.failover(other), self.replicate(primary, home))
             }
-            (Some(other), None) => format!("mend it with {}", failover(other)),
+            (Some(other), None) => format!("mend it with {}", self.failover(other)),
             (None, _) => "no replica of it is up elsewhere: first let an instance of another host follow it \
                           (CLUSTER REPLICATE)"
                 .to_owned(),
@@ -295,7 +297,7 @@ impl<'a> Standing<'a> {
         let view = |instance: &&PlannedInstance| self.views.get(&instance.node_id).copied();
         let astray = members().filter_map(view).find(|view| view.up);
         if let Some(astray) = astray.filter(|astray| astray.addr.ip() != primary.addr.ip()) {
-            return format!("mend it with {}, as the plan has it", replicate(astray, primary));
+            return format!("mend it with {}, as the plan has it", self.replicate(astray, primary));
         }
         let down: Vec<String> = members()
             .filter(|&instance| view(instance).is_none_or(|view| !view.up))

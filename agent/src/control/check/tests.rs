@@ -67,7 +67,7 @@ fn cluster_at(sizes: &[u16], replicas: u8, address: fn(u8) -> u8) -> Cluster {
 
 impl Cluster {
     fn warnings(&self) -> Vec<String> {
-        judge(&Level::default(), &self.plan, self.views.clone(), Vec::new()).warnings
+        judge(&Level::default(), &self.plan, self.views.clone(), Vec::new(), REDIS_CLI).warnings
     }
 
     /// Indices of the views for which `wanted` holds.
@@ -129,7 +129,7 @@ impl Cluster {
 fn a_cluster_as_planned_has_no_warning() {
     for (sizes, replicas) in [(&[4, 4, 4][..], 1), (&[6, 6, 6], 2), (&[8, 6, 4, 4], 1), (&[5, 5, 5], 0)] {
         let found = cluster(sizes, replicas);
-        let check = judge(&Level::default(), &found.plan, found.views.clone(), Vec::new());
+        let check = judge(&Level::default(), &found.plan, found.views.clone(), Vec::new(), REDIS_CLI);
         assert_eq!((check.errors, check.warnings), (vec![], vec![]), "{sizes:?}");
         assert!(check.agreed && check.slots_covered == SLOTS);
     }
@@ -156,6 +156,8 @@ fn a_host_whose_loss_the_cluster_would_not_survive_is_named_with_the_failovers()
     for &primary in &moved {
         assert!(said[0].contains(&it.redis_cli(primary, "CLUSTER FAILOVER")), "{}", said[0]);
     }
+    let by_tls = judge(&Level::default(), &it.plan, it.views.clone(), Vec::new(), REDIS_CLI_TLS).warnings;
+    assert!(by_tls[0].contains("`redis-cli --tls --cacert ca.pem -h "), "{}", by_tls[0]);
     // What it says mends it.
     moved.into_iter().for_each(|primary| it.failover(primary));
     assert_eq!(it.warnings(), Vec::<String>::new());
@@ -283,7 +285,7 @@ fn lists_are_bounded() {
     for replica in it.all(|view| !view.primary) {
         it.down(replica);
     }
-    let check = judge(&Level::default(), &it.plan, it.views.clone(), Vec::new());
+    let check = judge(&Level::default(), &it.plan, it.views.clone(), Vec::new(), REDIS_CLI);
     for lines in [check.warnings, check.errors] {
         assert_eq!(lines.len(), LISTED_MAX + 1);
         assert_eq!(lines[LISTED_MAX], "… and 70 more");

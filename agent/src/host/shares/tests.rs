@@ -15,8 +15,13 @@ use super::*;
 const ME: HostId = HostId(7);
 
 fn shares(dir: &TempDir) -> Shares {
+    shares_of_life(dir, 0)
+}
+
+fn shares_of_life(dir: &TempDir, generation: u64) -> Shares {
     Shares::new(ShareSettings {
         host: ME,
+        generation,
         state_dir: dir.path().to_owned(),
         threads: 1,
         logins: Logins::default(),
@@ -81,6 +86,20 @@ fn each_share_has_the_account_of_its_own_lives() {
     assert_eq!(shares.next_epoch(run_id()), Ok(3));
     let all = [(0, 0, true, 9, 1), (4, 1, true, 7, 0), (0, 2, true, 5, 0)];
     assert_eq!(accounts(&shares.report_blocking(run_id())), all);
+}
+
+#[test]
+fn a_life_that_lost_its_ledgers_uses_no_epoch_again() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let first = shares_of_life(&dir, 1).next_epoch(run_id()).expect("an epoch");
+    left(&shares(&dir), 0, first, 10, 9);
+    left(&shares(&dir), 1, first + 1, 10, 9);
+    assert_eq!(shares_of_life(&dir, 1).next_epoch(run_id()), Ok(first + 2));
+    std::fs::remove_dir_all(dir.path().join("runs")).expect("removes the ledgers");
+    let second = shares_of_life(&dir, 2).next_epoch(run_id()).expect("an epoch");
+    assert!(second > first + 1, "{second} after {first}");
+    let words = shares_of_life(&dir, u64::MAX >> 20).next_epoch(run_id()).expect_err("no number is left");
+    assert!(words.contains("move its state directory away"), "{words}");
 }
 
 #[test]
