@@ -16,6 +16,7 @@ pub mod run;
 pub mod sim;
 pub mod tools;
 pub mod tracer;
+mod turn;
 pub mod wait;
 
 pub use mesh::{Mesh, MeshBuilder};

@@ -7,12 +7,13 @@ use std::ffi::OsStr;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use crate::net::Network;
 use crate::process;
+use crate::turn::Turn;
 use crate::wait::until;
 
 /// Time for a mesh of a few hosts to initialise, on a busy machine of two cores.
@@ -20,9 +21,6 @@ pub const READY: Duration = Duration::from_secs(60);
 
 /// Room for all that a host of a trial keeps on a disk of its own.
 const SMALL_DISK: &str = "size=24m";
-
-/// One mesh at a time.
-static TURN: Mutex<()> = Mutex::new(());
 
 /// Second byte of the next mesh's loopback addresses.
 static SUBNET: AtomicU8 = AtomicU8::new(100);
@@ -56,7 +54,7 @@ pub struct Mesh {
     // After the processes in it: fields are dropped in this order.
     net: Option<Network>,
     mounts: Vec<PathBuf>,
-    _turn: MutexGuard<'static, ()>,
+    _turn: Turn,
 }
 
 /// Binaries stand beside the test's own.
@@ -166,7 +164,7 @@ impl MeshBuilder {
 
     /// Writes everything and starts the agents, without waiting for them.
     pub fn start(self) -> Mesh {
-        let turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let turn = Turn::take();
         let dir = tempfile::Builder::new().prefix("redmesh-test-").tempdir().expect("temp dir");
         let subnet = SUBNET.fetch_add(1, Ordering::Relaxed);
         let (hosts, all) = (self.hosts, self.hosts + self.spare);
