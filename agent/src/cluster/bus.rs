@@ -84,10 +84,10 @@ pub fn bits_per_s(n: usize, instances: usize, peers: usize, node_timeout_ms: u32
 /// The `cluster-node-timeout` that suits a cluster of `n` on these machines, milliseconds.
 ///
 /// At least 5 s. Longer where a machine's cores would have to send more than 64 MB of
-/// messages a second each (12,000 of a cluster of 300), or where the gossip with other machines could take more
-/// than half of the network. Where a network's speed is not known, N alone decides for
-/// it: 5 s up to 100 instances, 15 s for 300 to 1000 (then 2.7 Gbit/s at most for each 100
-/// instances), above with the square. Never more than 300 s.
+/// messages a second each (12,000 in a cluster of 300), or where the gossip with other machines
+/// could take more than half of the network. Where a network's speed is not known, N alone
+/// decides for it: 5 s up to 100 instances, 15 s for 300 to 1000 (then 2.7 Gbit/s at most for
+/// each 100 instances), above with the square. Never more than 300 s.
 pub fn node_timeout_ms(n: usize, machines: &[Machine]) -> u32 {
     let n = n.min(INSTANCES_MAX);
     let longest = machines.iter().map(|machine| needed_ms(n, machine)).max().unwrap_or_else(|| by_size_ms(n));

@@ -78,9 +78,17 @@ impl<'a> Look<'a> {
         })
     }
 
-    /// Whether every life of a share has closed its account.
+    /// Whether every life of a share has closed its account, or can't any more.
     fn all_closed(self, index: u16) -> bool {
-        self.tallies_of(index).count() > 0 && self.tallies_of(index).all(|tally| tally.closed)
+        let over = |tally: &Tally| tally.closed || self.is_lost(index, tally);
+        self.tallies_of(index).count() > 0 && self.tallies_of(index).all(over)
+    }
+
+    /// Whether the account of a life is lost: a host tells of all its lives on a share at once,
+    /// so what a later one leaves open it knows nothing of.
+    fn is_lost(self, index: u16, tally: &Tally) -> bool {
+        let later = |other: &Tally| other.host == tally.host && other.epoch > tally.epoch;
+        !tally.closed && self.tallies_of(index).any(later)
     }
 
     /// Whether nothing more is to be issued for a share.
@@ -107,7 +115,13 @@ impl<'a> Look<'a> {
 
     fn state(self, index: u16, share: &Share) -> ShareState {
         if self.all_closed(index) && self.issued_all(index, share) {
-            return ShareState::Spent;
+            return match self.tallies_of(index).find(|tally| self.is_lost(index, tally)) {
+                None => ShareState::Spent,
+                Some(tally) => ShareState::Lost(format!(
+                    "{} was restarted without its account of the run; its last gossiped counts are taken",
+                    self.name(tally.host)
+                )),
+            };
         }
         let Some(host) = self.seen.get(&share.host) else {
             return ShareState::Lost(format!("host {} is gone from the mesh", share.host));

@@ -16,7 +16,7 @@ pub enum Flaw {
     /// After each crash a host finds its votes, its log and its level as they were at its
     /// first one: a disk that is set back.
     OldDisk,
-    /// After a crash a host finds none of its accounts of runs.
+    /// After a crash a host finds none of its accounts of runs; agents stand this one.
     LostAccounts,
     /// After a crash a host finds no votes and no log.
     LostVotes,

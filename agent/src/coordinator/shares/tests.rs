@@ -189,6 +189,20 @@ fn a_share_that_its_host_cannot_bear_is_lost_at_once_and_its_others_are_not() {
 }
 
 #[test]
+fn a_life_whose_account_is_lost_is_not_waited_for() {
+    let mut bench = Bench::writes();
+    bench.tally(0, 0, true, 30).tally(2, 0, true, 30).tally(1, 0, false, 17);
+    assert_eq!(bench.outcome(), None, "its host may come back and close it");
+    assert_eq!(bench.tally(1, 1, false, 20).outcome(), None, "its next life goes on");
+    let reason = bench.tally(1, 1, true, 30).incomplete();
+    assert!(reason.contains("host-2 was restarted without its account"), "{reason}");
+    // Of another share's life nothing follows.
+    let mut bench = Bench::writes();
+    bench.tally(0, 0, true, 30).tally(1, 0, false, 30).tally(2, 1, true, 30);
+    assert_eq!(bench.outcome(), None);
+}
+
+#[test]
 fn the_others_take_over_what_a_lost_host_has_left() {
     let mut bench = Bench::writes();
     bench.tally(0, 0, false, 5).tally(1, 0, false, 17).tally(2, 0, false, 5);

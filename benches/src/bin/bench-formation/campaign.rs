@@ -62,7 +62,7 @@ pub fn run(options: &Options, children: &Children, out: &mut impl Write) -> anyh
         }
     }
     if !options.json {
-        writeln!(out, "{}, {}\n", machine::describe()?, server.display())?;
+        writeln!(out, "{}, {}\n", machine::describe(&options.cli)?, server.display())?;
         writeln!(out, "{}", report::render(&rows, rounds, options.deadline))?;
     }
     let failed = |row: &Row| row.outcomes.iter().any(|outcome| matches!(outcome, Outcome::Failed(_)));

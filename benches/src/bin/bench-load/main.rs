@@ -71,7 +71,7 @@ fn compare(options: &Options, children: &Children) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     let one = Layout { hosts: 1, per_host: options.instances, first_ip: options.first_ip };
     let ten = Layout { hosts: AGENTS, per_host: options.instances / AGENTS, first_ip: options.first_ip };
-    writeln!(out, "{}\n", machine::describe()?)?;
+    writeln!(out, "{}\n", machine::describe("redis-benchmark".as_ref())?)?;
 
     let redmesh = |load_hosts| Contender::Redmesh { workers: options.workers, load_hosts };
     let rival = |clients, pipeline| Contender::RedisBenchmark { clients, pipeline };
