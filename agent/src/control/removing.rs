@@ -36,6 +36,13 @@ enum Target {
     Host { id: Option<HostId>, name: String, certificates: bool },
 }
 
+/// The host that was removed last of those whose name or id is `wanted`.
+pub(super) fn removed_as<'a>(level: &'a Level, wanted: &str) -> Option<&'a RemovedHost> {
+    let is_meant =
+        |host: &&RemovedHost| host.name == wanted || host.id.is_some_and(|id| id.to_string() == wanted);
+    level.removed.iter().rev().find(is_meant)
+}
+
 fn find(level: &Level, hosts: &Hosts, request: &HostRemove) -> Result<Target, Refused> {
     let wanted = request.host.as_str();
     let means = |id: HostId, name: &str| name == wanted || id.to_string() == wanted;
@@ -54,12 +61,7 @@ fn find(level: &Level, hosts: &Hosts, request: &HostRemove) -> Result<Target, Re
             Ok(Target::Host { id: Some(*id), name: name.clone(), certificates })
         }
         [] => {
-            let gone = level
-                .removed
-                .iter()
-                .rev()
-                .find(|host| host.name == wanted || host.id.is_some_and(|id| id.to_string() == wanted));
-            if let Some(gone) = gone {
+            if let Some(gone) = removed_as(level, wanted) {
                 return Ok(Target::Gone(gone.clone()));
             }
             if request.force.contains(&RemovalCheck::Unknown) {

@@ -11,6 +11,7 @@ use redmesh_api::level::{ClusterPlan, Level, PlannedHost};
 
 use super::change::uncertain;
 use super::joining::Refused;
+use super::removing::removed_as;
 use super::{Control, refused};
 use crate::census::{CensusHost, Hosts};
 use crate::consensus::{Applied, Command};
@@ -30,11 +31,7 @@ fn judge(level: &Level, plan: &ClusterPlan, hosts: &Hosts, request: &HostReplace
     let conflict = |reason: String| Err((RefusalKind::Conflict, reason));
     let names = |id: HostId, name: &str| name == wanted || id.to_string() == wanted;
     let alive = |host: &PlannedHost| hosts.get(&host.id).is_some_and(|host| host.alive);
-    let gone = level
-        .removed
-        .iter()
-        .rev()
-        .find(|host| host.name == wanted || host.id.is_some_and(|id| id.to_string() == wanted));
+    let gone = removed_as(level, wanted);
     let Some(from) = plan.hosts.iter().find(|host| names(host.id, &host.name)) else {
         // By the id that it had.
         if let Some(gone) = gone
