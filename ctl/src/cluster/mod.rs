@@ -88,9 +88,9 @@ pub struct CreateArgs {
     no_wait: bool,
 }
 
-/// `--formation`
+/// `--formation …`
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Way {
+pub enum Way {
     /// With a complete nodes.conf from the first start
     Seeded,
     /// By CLUSTER MEET

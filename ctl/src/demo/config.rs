@@ -134,7 +134,7 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let at = parent.path().join("demo");
         let plan = plan("--hosts 3 --per-host 4").unwrap();
-        let dir = DemoDir::create(Some(at.clone()), false, &plan).unwrap();
+        let dir = DemoDir::create(Some(at.clone()), false, &plan, std::path::Path::new("/bin/sh")).unwrap();
         let text = render(&plan, &dir, 1, "redis-server".as_ref(), &options("--keep --no-auth --redis-tls"))
             .unwrap();
         let value: toml::Table = toml::from_str(&text).unwrap();

@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail};
 use serde::{Deserialize, Serialize};
 
 use super::plan::DemoPlan;
-use super::sweep;
+use super::sweep::Scope;
 
 /// File that says that a directory is a demo's.
 const MARKER: &str = "redmesh-demo.json";
@@ -24,12 +24,15 @@ struct Marker {
     per_host: u16,
     /// Process that made it.
     ctl_pid: u32,
+    /// File name of the servers' executable.
+    server: Option<String>,
 }
 
 /// The directory of one demo; absolute, without symbolic links.
 #[derive(Debug)]
 pub struct DemoDir {
     path: PathBuf,
+    server: Option<String>,
 }
 
 impl DemoDir {
@@ -38,7 +41,7 @@ impl DemoDir {
 
     /// Makes it: `dir`, or a new one in the temporary directory, or [`KEPT_DEFAULT`]. What an
     /// earlier demo left there is replaced; anything else that is there is refused.
-    pub fn create(dir: Option<PathBuf>, keep: bool, plan: &DemoPlan) -> anyhow::Result<Self> {
+    pub fn create(dir: Option<PathBuf>, keep: bool, plan: &DemoPlan, server: &Path) -> anyhow::Result<Self> {
         let path = match dir {
             Some(dir) => dir,
             None if keep => PathBuf::from(KEPT_DEFAULT),
@@ -56,24 +59,37 @@ impl DemoDir {
             .create(&path)
             .with_context(|| format!("can't create {}", path.display()))?;
         let path = path.canonicalize().with_context(|| format!("can't resolve {}", path.display()))?;
-        let marker = Marker { hosts: plan.hosts(), per_host: plan.per_host, ctl_pid: std::process::id() };
+        // As /proc will tell it.
+        let server = server.canonicalize().with_context(|| format!("can't resolve {}", server.display()))?;
+        let server = server.file_name().and_then(|name| name.to_str()).map(str::to_owned);
+        let marker = Marker {
+            hosts: plan.hosts(),
+            per_host: plan.per_host,
+            ctl_pid: std::process::id(),
+            server: server.clone(),
+        };
         let file = path.join(MARKER);
         std::fs::write(&file, serde_json::to_vec(&marker)?)
             .with_context(|| format!("can't write {}", file.display()))?;
-        Ok(Self { path })
+        Ok(Self { path, server })
     }
 
     /// One that is there, by its marker.
     pub fn open(dir: &Path) -> anyhow::Result<Self> {
-        if !is_marked(dir) {
+        let Some(Marker { server, .. }) = marker(dir) else {
             bail!(
                 "{} is no demo's directory: there is no {MARKER} in it. Name the one that `redmeshctl demo --keep` \
                  printed",
                 dir.display()
             );
-        }
+        };
         let path = dir.canonicalize().with_context(|| format!("can't resolve {}", dir.display()))?;
-        Ok(Self { path })
+        Ok(Self { path, server })
+    }
+
+    /// What of it may be running.
+    pub fn scope(&self) -> Scope {
+        Scope { dir: self.path.clone(), server: self.server.clone() }
     }
 
     /// Removes it.
@@ -140,17 +156,17 @@ impl DemoDir {
     }
 }
 
-fn is_marked(dir: &Path) -> bool {
-    std::fs::read(dir.join(MARKER)).is_ok_and(|bytes| serde_json::from_slice::<Marker>(&bytes).is_ok())
+fn marker(dir: &Path) -> Option<Marker> {
+    serde_json::from_slice(&std::fs::read(dir.join(MARKER)).ok()?).ok()
 }
 
 /// Makes room where a demo is to be: an earlier demo's directory goes, an empty one may
 /// stay, all else is refused.
 fn clear(path: &Path) -> anyhow::Result<()> {
     let shown = path.display();
-    if is_marked(path) {
-        let real = path.canonicalize().with_context(|| format!("can't resolve {shown}"))?;
-        let running = sweep::find(&real, &sweep::ALL).with_context(|| "/proc".to_owned())?;
+    if marker(path).is_some() {
+        let old = DemoDir::open(path)?;
+        let running = old.scope().find().with_context(|| "/proc".to_owned())?;
         if let Some(first) = running.first() {
             bail!(
                 "a demo is running in {shown} ({} processes, {first} is one): `redmeshctl demo stop --dir {shown}` \
@@ -158,7 +174,7 @@ fn clear(path: &Path) -> anyhow::Result<()> {
                 running.len()
             );
         }
-        return std::fs::remove_dir_all(&real).with_context(|| format!("can't remove {shown}"));
+        return old.remove();
     }
     let mut entries = std::fs::read_dir(path).with_context(|| format!("{shown} is in the way"))?;
     if entries.next().is_some() {
@@ -177,7 +193,7 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let plan = plan("").unwrap();
         let at = parent.path().join("demo");
-        let create = || DemoDir::create(Some(at.clone()), false, &plan);
+        let create = || DemoDir::create(Some(at.clone()), false, &plan, Path::new("/bin/sh"));
 
         let dir = create().unwrap();
         std::fs::write(at.join("old"), "x").unwrap();
@@ -201,7 +217,7 @@ mod tests {
     fn a_directory_without_a_name_is_new_and_private() {
         use std::os::unix::fs::PermissionsExt as _;
         let plan = plan("").unwrap();
-        let dir = DemoDir::create(None, false, &plan).unwrap();
+        let dir = DemoDir::create(None, false, &plan, Path::new("/bin/sh")).unwrap();
         let mode = dir.path().metadata().unwrap().permissions().mode();
         dir.remove().unwrap();
         assert_eq!(mode & 0o777, 0o700);

@@ -121,6 +121,9 @@ pub struct DemoOptions {
     /// Replicas of each primary
     #[arg(long, value_name = "R", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=REPLICAS_MAX))]
     replicas: u8,
+    /// How the servers become a cluster, as of `cluster create` [default: seeded]
+    #[arg(long, value_name = "WAY", hide_short_help = true)]
+    formation: Option<cluster::Way>,
     /// Run the redis-servers without a password
     #[arg(long)]
     no_auth: bool,
@@ -167,7 +170,7 @@ async fn start(options: DemoOptions, timeout: Duration, output: &Output) -> anyh
     let server = tools::server(options.server.as_deref())?;
     note(&format!("demo: {}", plan.summary()));
     ports::check(&plan)?;
-    let dir = DemoDir::create(options.dir.clone(), options.keep, &plan)?;
+    let dir = DemoDir::create(options.dir.clone(), options.keep, &plan, &server)?;
     note(&match options.keep {
         true => format!("demo: everything is in {}", dir.path().display()),
         false => format!("demo: files in {}, removed at the end", dir.path().display()),
@@ -232,6 +235,7 @@ async fn steps(
         spec: ClusterSpec {
             instances_per_host: plan.per_host,
             replicas: options.replicas,
+            formation: options.formation.map(From::from),
             ..ClusterSpec::default()
         },
         force: Vec::new(),
@@ -335,8 +339,8 @@ impl Demo {
         let hurry = sweep::Hurry::default();
         let mut agents = std::mem::take(&mut self.agents);
         let mut work = {
-            let (dir, hurry) = (self.dir.path().to_owned(), hurry.clone());
-            tokio::task::spawn_blocking(move || sweep::stop_all(&mut agents, &dir, &hurry))
+            let (scope, hurry) = (self.dir.scope(), hurry.clone());
+            tokio::task::spawn_blocking(move || sweep::stop_all(&mut agents, &scope, &hurry))
         };
         let swept = loop {
             tokio::select! {
@@ -356,7 +360,7 @@ impl Drop for Demo {
     /// A panic comes this way.
     fn drop(&mut self) {
         if self.armed {
-            let swept = sweep::stop_all(&mut self.agents, self.dir.path(), &sweep::Hurry::default());
+            let swept = sweep::stop_all(&mut self.agents, &self.dir.scope(), &sweep::Hurry::default());
             if let Err(error) = swept.map_err(anyhow::Error::from).and_then(|()| self.dir.remove()) {
                 note(&format!("demo: {}", crate::exit::whole_chain(&error)));
             }

@@ -25,12 +25,12 @@ pub struct StopArgs {
 pub async fn run(args: StopArgs) -> anyhow::Result<Exit> {
     let dir = DemoDir::open(&args.dir)?;
     let mut signals = Signals::new()?;
-    let running = sweep::find(dir.path(), &sweep::ALL)?.len();
+    let running = dir.scope().find()?.len();
     note(&format!("demo: stopping {running} processes in {}", dir.path().display()));
     let hurry = sweep::Hurry::default();
     let mut work = {
-        let (path, hurry) = (dir.path().to_owned(), hurry.clone());
-        tokio::task::spawn_blocking(move || sweep::stop_found(&path, &hurry))
+        let (scope, hurry) = (dir.scope(), hurry.clone());
+        tokio::task::spawn_blocking(move || sweep::stop_found(&scope, &hurry))
     };
     loop {
         tokio::select! {

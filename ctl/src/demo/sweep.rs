@@ -1,13 +1,13 @@
 //! Stops every process of a demo: first the agents in order, then whatever is left.
 //!
 //! What belongs to a demo is told by two things: its working directory lies in the
-//! demo's, and its executable is an agent's or a server's. Signals go through pidfds,
+//! demo's, and its executable is an agent's or a server's, by its name. Signals go through pidfds,
 //! so that none reaches a process that took over a number meanwhile.
 
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -39,9 +39,6 @@ const AGENTS: [&str; 1] = ["redmesh-agent"];
 /// (`redis-server-8`). On Debian redis-server is a symbolic link to redis-check-rdb, and it is
 /// the link's target that /proc tells.
 const SERVERS: [&str; 4] = ["redis-server", "redis-check", "valkey-server", "valkey-check"];
-
-/// Both.
-pub const ALL: [&str; 5] = [AGENTS[0], SERVERS[0], SERVERS[1], SERVERS[2], SERVERS[3]];
 
 /// Set by a person who won't wait.
 #[derive(Debug, Clone, Default)]
@@ -112,26 +109,45 @@ impl Found {
     }
 }
 
-/// The running processes of a demo in `dir` (absolute, no symbolic links) by
-/// how their executables' names begin. Other people's processes are not seen.
-pub fn find(dir: &Path, names: &[&str]) -> Result<Vec<Found>, SweepError> {
+/// A demo as this module sees it.
+#[derive(Debug, Clone)]
+pub struct Scope {
+    /// Its directory: absolute, without symbolic links.
+    pub dir: PathBuf,
+    /// How the name of its servers' executable begins, where it is another one than [`SERVERS`].
+    pub server: Option<String>,
+}
+
+impl Scope {
+    fn servers(&self) -> Vec<&str> {
+        SERVERS.into_iter().chain(self.server.as_deref()).collect()
+    }
+
+    /// The running processes of the demo. Other people's are not seen.
+    pub fn find(&self) -> Result<Vec<Found>, SweepError> {
+        find(&self.dir, &[&AGENTS[..], &self.servers()].concat())
+    }
+}
+
+/// Those in `dir` by how their executables' names begin.
+fn find(dir: &Path, names: &[&str]) -> Result<Vec<Found>, SweepError> {
     let all = all_processes().map_err(|error| SweepError::Proc(io::Error::other(error)))?;
     let found = all.filter_map(Result::ok).filter_map(|process| Found::of(process.pid(), dir, names));
     Ok(found.filter(Found::is_running).collect())
 }
 
-/// Stops the agents that were started here, then whatever else of the demo in `dir` is
-/// there, and sees that nothing is left. Blocks.
-pub fn stop_all(agents: &mut Agents, dir: &Path, hurry: &Hurry) -> Result<(), SweepError> {
+/// Stops the agents that were started here, then whatever else of the demo is there, and
+/// sees that nothing is left. Blocks.
+pub fn stop_all(agents: &mut Agents, demo: &Scope, hurry: &Hurry) -> Result<(), SweepError> {
     stop_children(agents, hurry);
-    stop_found(dir, hurry)
+    stop_found(demo, hurry)
 }
 
 /// As [`stop_all`] for a demo that another process started.
-pub fn stop_found(dir: &Path, hurry: &Hurry) -> Result<(), SweepError> {
+pub fn stop_found(demo: &Scope, hurry: &Hurry) -> Result<(), SweepError> {
     // Agents first: they would start a stopped server again.
-    stop_named(dir, &AGENTS, AGENTS_STOP_MAX, hurry)?;
-    stop_named(dir, &SERVERS, SERVERS_STOP_MAX, hurry)
+    stop_named(&demo.dir, &AGENTS, AGENTS_STOP_MAX, hurry)?;
+    stop_named(&demo.dir, &demo.servers(), SERVERS_STOP_MAX, hurry)
 }
 
 fn stop_children(agents: &mut Agents, hurry: &Hurry) {
@@ -225,12 +241,13 @@ mod tests {
         let pid = Pid::from_child(&held.0);
         kill_process(pid, Signal::STOP).unwrap();
 
-        assert!(find(&demo, &ALL).unwrap().is_empty(), "a sleep is no server");
+        let scope = |server| Scope { dir: demo.clone(), server };
+        assert!(scope(None).find().unwrap().is_empty(), "a sleep is no server");
         // exec may not have happened yet.
         assert!(
             wait(Duration::from_secs(10), &Hurry::default(), || find(&demo, &["sleep"]).unwrap().len() == 1)
         );
-        stop_named(&demo, &["sleep"], Duration::from_secs(10), &Hurry::default()).unwrap();
+        stop_found(&scope(Some("sleep".to_owned())), &Hurry::default()).unwrap();
         assert!(find(&demo, &["sleep"]).unwrap().is_empty());
         assert!(held.0.try_wait().unwrap().is_some());
         assert!(other.0.try_wait().unwrap().is_none());

@@ -12,8 +12,8 @@ use redmesh_benches::machine;
 use super::Options;
 use super::after;
 use super::cluster::{Formed, Outcome, Setting};
-use super::redis_cli;
-use super::redmesh;
+use super::redis_cli::{self, Settings};
+use super::redmesh::{self, Way};
 use super::report::{self, Peer, Row};
 use super::watch::{Limits, MemoryWatch, anonymous_bytes};
 
@@ -38,7 +38,7 @@ pub fn run(options: &Options, children: &Children, out: &mut impl Write) -> anyh
     };
     let (peers, rounds): (&[Peer], u16) = match options.repeat {
         Some(times) => (&[Peer::Redmesh], times),
-        None => (&[Peer::Redmesh, Peer::RedisCli], options.rounds),
+        None => (&options.by, options.rounds),
     };
     let mut sizes: Vec<(u16, &[Peer])> = options.instances.iter().map(|size| (*size, peers)).collect();
     sizes.extend(options.largest.map(|size| (size, &[Peer::Redmesh] as &[Peer])));
@@ -66,7 +66,7 @@ pub fn run(options: &Options, children: &Children, out: &mut impl Write) -> anyh
         writeln!(out, "{}", report::render(&rows, rounds, options.deadline))?;
     }
     let failed = |row: &Row| row.outcomes.iter().any(|outcome| matches!(outcome, Outcome::Failed(_)));
-    Ok(!rows.iter().any(|row| row.peer == Peer::Redmesh && failed(row)))
+    Ok(!rows.iter().any(|row| row.peer.is_redmesh() && failed(row)))
 }
 
 /// One formation and what must hold after it; all of it is gone when this returns. A
@@ -91,14 +91,16 @@ fn try_form(peer: Peer, setting: &Setting, children: &Children) -> anyhow::Resul
         Ok(Formed { phases, peak_bytes, servers_bytes, rejoin_s })
     };
     match peer {
-        Peer::Redmesh => {
-            let (mesh, phases) = redmesh::form(setting, &limits(), children)?;
+        Peer::Redmesh | Peer::RedmeshMeet => {
+            let way = if peer == Peer::Redmesh { Way::Seeded } else { Way::Meet };
+            let (mesh, phases) = redmesh::form(way, setting, &limits(), children)?;
             let formed = finish(phases, &mut || Ok(()));
             drop(mesh);
             formed
         }
-        Peer::RedisCli => {
-            let (mut servers, phases) = redis_cli::form(setting, &limits(), children)?;
+        Peer::RedisCli | Peer::RedisCliStock => {
+            let settings = if peer == Peer::RedisCli { Settings::AsRedmesh } else { Settings::Stock };
+            let (mut servers, phases) = redis_cli::form(settings, setting, &limits(), children)?;
             let last = setting.instances() - 1;
             finish(phases, &mut || servers.restart(last))
         }

@@ -1,5 +1,6 @@
 //! Forming a cluster: redmesh beside `redis-cli --cluster create`, on one machine, with the
-//! same servers and the same directives, taking turns.
+//! same servers, taking turns; redis-cli with the directives that redmesh chooses, and with
+//! Redis' own.
 //!
 //! Both are measured from outside and alike: every instance is asked `CLUSTER INFO` until it
 //! knows all nodes and all slots, says `ok` and has had as many PONGs as it has peers. After every formation `redis-cli --cluster
@@ -19,6 +20,7 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use self::report::Peer;
 use clap::Parser;
 use redmesh_benches::children::{Children, until_interrupted};
 
@@ -34,6 +36,9 @@ struct Options {
     /// Turns of each at each size; medians are reported
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
     rounds: u16,
+    /// Who forms, in turns
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "redmesh,redis-cli,redis-cli-stock")]
+    by: Vec<Peer>,
     /// Instead of the comparison: so many formations in a row by redmesh, all of which must converge
     #[arg(long, value_name = "TIMES", value_parser = clap::value_parser!(u16).range(1..=1000))]
     repeat: Option<u16>,

@@ -1,5 +1,5 @@
-//! The rival: servers started here with the configuration that redmesh would write,
-//! joined by `redis-cli --cluster create`.
+//! The rival: servers started here with the configuration that redmesh would write, or with
+//! Redis' own where redmesh chooses, joined by `redis-cli --cluster create`.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -14,17 +14,28 @@ use anyhow::{Context as _, bail};
 use redmesh_agent::cluster::bus::{self, Machine};
 use redmesh_agent::cluster::{RedisConf, clients_needed};
 use redmesh_agent::config::MALLOC_CONF_DEFAULT;
-use redmesh_benches::ask::ask;
 use redmesh_benches::children::Children;
 
 use super::cluster::{Phases, Setting};
-use super::watch::{Limits, all_agree};
+use super::watch::{Limits, all_agree, all_answer};
 
-/// How long a server may take to answer PING after its start.
+/// How long the servers may take to answer PING after their start.
 const START_MAX: Duration = Duration::from_secs(30);
 
-/// Between two tries.
-const START_EVERY: Duration = Duration::from_millis(5);
+/// With what the rival's servers run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settings {
+    /// `hz`, node timeout and allocator as redmesh chooses them for the same cluster.
+    AsRedmesh,
+    /// What Redis does by itself, as its users have it.
+    Stock,
+}
+
+/// `hz` of a server that nobody told any.
+const HZ_STOCK: u32 = 10;
+
+/// `cluster-node-timeout` of a server that nobody told any, milliseconds.
+const NODE_TIMEOUT_STOCK_MS: u32 = 15_000;
 
 /// Servers of this process; killed when dropped, and their files removed.
 #[derive(Debug)]
@@ -32,30 +43,36 @@ pub struct Servers {
     dir: PathBuf,
     addresses: Vec<SocketAddr>,
     server: PathBuf,
+    settings: Settings,
     children: Vec<Child>,
 }
 
 impl Servers {
     /// Starts all, one after another, until each answers.
-    fn start(setting: &Setting, limits: &Limits) -> anyhow::Result<Self> {
+    fn start(settings: Settings, setting: &Setting, limits: &Limits) -> anyhow::Result<Self> {
         let dir = setting.dir("redis-cli");
         std::fs::create_dir(&dir).with_context(|| format!("can't create {}", dir.display()))?;
         let addresses = setting.addresses();
-        let mut servers = Self { dir, addresses, server: setting.server.clone(), children: Vec::new() };
+        let mut servers =
+            Self { dir, addresses, server: setting.server.clone(), settings, children: Vec::new() };
         let somaxconn = std::fs::read_to_string("/proc/sys/net/core/somaxconn");
         let instances = servers.addresses.len();
         // What redmesh chooses for the same cluster on this machine.
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
         let cores = u32::try_from(cores).unwrap_or(u32::MAX);
         let machine = [Machine { cores, instances, network_bits_per_s: None }];
+        let (node_timeout_ms, hz) = match settings {
+            Settings::AsRedmesh => (bus::node_timeout_ms(instances, &machine), bus::hz(instances, &machine)),
+            Settings::Stock => (NODE_TIMEOUT_STOCK_MS, HZ_STOCK),
+        };
         for at in 0..instances {
             limits.check()?;
             let dir = servers.dir.join(at.to_string());
             std::fs::create_dir(&dir)?;
             let conf = RedisConf {
                 addr: servers.addresses[at],
-                node_timeout_ms: bus::node_timeout_ms(instances, &machine),
-                hz: bus::hz(instances, &machine),
+                node_timeout_ms,
+                hz,
                 forming: false,
                 clients_needed: clients_needed(instances),
                 dir: dir.clone(),
@@ -68,7 +85,7 @@ impl Servers {
             let child = servers.spawn(&dir)?;
             servers.children.push(child);
         }
-        servers.addresses.iter().try_for_each(|addr| await_answer(*addr, limits))?;
+        all_answer(&servers.addresses, START_MAX, limits)?;
         Ok(servers)
     }
 
@@ -77,8 +94,9 @@ impl Servers {
         command.arg("redis.conf").current_dir(dir).stdin(Stdio::null()).stdout(Stdio::null());
         // A group of its own: Ctrl-C reaches this program alone.
         command.stderr(File::create(dir.join("redis.err"))?).process_group(0);
-        // As redmesh's agents do by default.
-        command.env("MALLOC_CONF", MALLOC_CONF_DEFAULT);
+        if self.settings == Settings::AsRedmesh {
+            command.env("MALLOC_CONF", MALLOC_CONF_DEFAULT);
+        }
         command.spawn().with_context(|| format!("can't start {}", self.server.display()))
     }
 
@@ -105,22 +123,15 @@ impl Drop for Servers {
     }
 }
 
-fn await_answer(addr: SocketAddr, limits: &Limits) -> anyhow::Result<()> {
-    let began = Instant::now();
-    while let Err(error) = ask(addr, "PING", START_MAX) {
-        limits.check()?;
-        if began.elapsed() > START_MAX {
-            return Err(error.context("a server does not start"));
-        }
-        std::thread::sleep(START_EVERY);
-    }
-    Ok(())
-}
-
 /// Forms one cluster. The servers live as long as what is returned.
-pub fn form(setting: &Setting, limits: &Limits, children: &Children) -> anyhow::Result<(Servers, Phases)> {
+pub fn form(
+    settings: Settings,
+    setting: &Setting,
+    limits: &Limits,
+    children: &Children,
+) -> anyhow::Result<(Servers, Phases)> {
     let began = Instant::now();
-    let servers = Servers::start(setting, limits)?;
+    let servers = Servers::start(settings, setting, limits)?;
     let start_s = began.elapsed().as_secs_f64();
 
     let mut create = Command::new(&setting.cli);

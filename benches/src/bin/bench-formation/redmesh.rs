@@ -11,7 +11,16 @@ use redmesh_benches::children::Children;
 use serde_json::Value;
 
 use super::cluster::{BASE_PORT, MESH_PORT, Phases, Setting};
-use super::watch::{Limits, all_agree};
+use super::watch::{Limits, all_agree, all_answer};
+
+/// How redmesh forms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// By complete `nodes.conf` files.
+    Seeded,
+    /// By `CLUSTER MEET`.
+    Meet,
+}
 
 /// A mesh that runs; taken down when dropped.
 #[derive(Debug)]
@@ -39,7 +48,12 @@ impl Drop for Mesh {
 }
 
 /// Forms one cluster. The mesh lives as long as what is returned.
-pub fn form(setting: &Setting, limits: &Limits, children: &Children) -> anyhow::Result<(Mesh, Phases)> {
+pub fn form(
+    way: Way,
+    setting: &Setting,
+    limits: &Limits,
+    children: &Children,
+) -> anyhow::Result<(Mesh, Phases)> {
     let mesh = Mesh { ctl: setting.bin.join("redmeshctl"), dir: setting.dir("redmesh") };
     let mut demo = Command::new(&mesh.ctl);
     // The run is the least that a demo does; it begins when the cluster is formed.
@@ -56,7 +70,10 @@ pub fn form(setting: &Setting, limits: &Limits, children: &Children) -> anyhow::
         demo.args([option, &value]);
     }
     demo.arg("--server").arg(&setting.server);
-    let (told, agreed) = std::thread::scope(|scope| {
+    if way == Way::Meet {
+        demo.args(["--formation", "meet"]);
+    }
+    let (told, listening, agreed) = std::thread::scope(|scope| {
         let told = scope.spawn(|| {
             let left = limits.until.saturating_duration_since(std::time::Instant::now());
             let ended = children.run_within(&mut demo, left);
@@ -65,8 +82,10 @@ pub fn form(setting: &Setting, limits: &Limits, children: &Children) -> anyhow::
             }
             ended
         });
+        // Seeded servers are held as soon as they listen: only the plan tells when all do.
+        let listening = (way == Way::Meet).then(|| listening(setting, limits)).transpose();
         let agreed = all_agree(&setting.addresses(), limits);
-        (told.join(), agreed)
+        (told.join(), listening, agreed)
     });
     let told = match told {
         Ok(told) => told.context("redmeshctl demo")?,
@@ -77,14 +96,21 @@ pub fn form(setting: &Setting, limits: &Limits, children: &Children) -> anyhow::
     let create_s = told["formation"]["form_s"].as_f64().context("redmeshctl's answer has no form_s")?;
 
     let (created, released) = plan_times(setting, &mesh, children)?;
+    let listening = listening?.unwrap_or(released);
     let since = |end: SystemTime, begin: SystemTime| {
         end.duration_since(begin).map(|time| time.as_secs_f64()).context("the clock was set back")
     };
-    let start_s = since(released, created)?;
-    Ok((mesh, Phases { start_s, form_s: since(agreed?, released)?, told_s: create_s - start_s }))
+    let start_s = since(listening, created)?;
+    Ok((mesh, Phases { start_s, form_s: since(agreed?, listening)?, told_s: create_s - start_s }))
 }
 
-/// When the plan was committed, and when all servers listened and were let go.
+/// When all servers have answered once.
+fn listening(setting: &Setting, limits: &Limits) -> anyhow::Result<SystemTime> {
+    all_answer(&setting.addresses(), setting.deadline, limits)?;
+    Ok(SystemTime::now())
+}
+
+/// When the plan was committed, and when it reached its second stage; seeded servers all listen then.
 fn plan_times(
     setting: &Setting,
     mesh: &Mesh,

@@ -3,25 +3,39 @@
 use std::fmt;
 use std::fmt::Write as _;
 
+use clap::ValueEnum;
 use redmesh_benches::figures::{fit_power, fit_square, median};
 use serde_json::json;
 
 use super::cluster::{Formed, Outcome};
 
 /// Who forms.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Peer {
-    /// This project.
+    /// redmesh, by complete nodes.conf files
     Redmesh,
-    /// `redis-cli --cluster create`.
+    /// redmesh, by CLUSTER MEET
+    RedmeshMeet,
+    /// redis-cli --cluster create, of servers with the settings that redmesh chooses
     RedisCli,
+    /// redis-cli --cluster create, of servers with Redis' own hz, node timeout and allocator settings
+    RedisCliStock,
+}
+
+impl Peer {
+    /// Whether it has to form each time; the others may fail.
+    pub fn is_redmesh(self) -> bool {
+        matches!(self, Self::Redmesh | Self::RedmeshMeet)
+    }
 }
 
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Redmesh => "redmesh",
+            Self::RedmeshMeet => "redmesh, MEET",
             Self::RedisCli => "redis-cli",
+            Self::RedisCliStock => "redis-cli, stock",
         })
     }
 }
@@ -63,7 +77,7 @@ const MIB: f64 = (1u64 << 20) as f64;
 
 /// One formation in a line, as it ends.
 pub fn line(peer: Peer, instances: usize, round: u16, outcome: &Outcome) -> String {
-    let head = format!("round {round:<3} {peer:<10} {instances:>5} instances");
+    let head = format!("round {round:<3} {peer:<16} {instances:>5} instances");
     match outcome {
         Outcome::Formed(formed) => format!(
             "{head}  servers started {:.1} s, formed {:.1} s, peak {:.0} MiB, rejoined {:.1} s",
@@ -94,19 +108,19 @@ pub fn json(peer: Peer, instances: usize, round: u16, outcome: &Outcome) -> serd
 /// The table for people and for documents (it is Markdown), and the curves.
 pub fn render(rows: &[Row], rounds: u16, deadline_s: u32) -> String {
     let mut text = format!(
-        "Medians of {rounds} formations, taken alternately. \"Formed\" is from the moment when all servers \
+        "Medians of {rounds} formations, taken in turns. \"Formed\" is from the moment when all servers \
          listen until every instance, asked by CLUSTER INFO in the same way for both, knows all nodes and \
          slots, says ok and has had as many PONGs as it has peers; the servers' start is counted for neither. \"Told\" is when the tool itself says \
          so. Peak is how much less memory the machine had at most (agents included); servers is their \
          anonymous memory when formed. Not within {deadline_s} s is not formed.\n\n\
-         | instances | by | converged | servers start s | formed s | lowest..highest | told s | peak MiB | servers MiB | rejoin s | ratio |\n\
+         | instances | by | converged | servers start s | formed s | lowest..highest | told s | peak MiB | servers MiB | rejoin s | × redmesh |\n\
          |--:|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n"
     );
     for row in rows {
         let form = || row.formed().map(|formed| formed.phases.form_s);
-        let rival = rows.iter().find(|r| r.peer == Peer::RedisCli && r.instances == row.instances);
+        let seeded = rows.iter().find(|r| r.peer == Peer::Redmesh && r.instances == row.instances);
         let mine = row.median(|f| f.phases.form_s);
-        let ratio = rival.map_or(f64::NAN, |rival| rival.median(|f| f.phases.form_s) / mine);
+        let ratio = seeded.map_or(f64::NAN, |seeded| mine / seeded.median(|f| f.phases.form_s));
         // Writing into a String can't fail.
         let _ = writeln!(
             text,
@@ -127,8 +141,8 @@ pub fn render(rows: &[Row], rounds: u16, deadline_s: u32) -> String {
         );
     }
     text.push('\n');
-    for peer in [Peer::Redmesh, Peer::RedisCli] {
-        curves(&mut text, rows, peer);
+    for peer in Peer::value_variants() {
+        curves(&mut text, rows, *peer);
     }
     for row in rows {
         for outcome in &row.outcomes {
@@ -187,10 +201,11 @@ mod tests {
         ];
         let text = render(&rows, 2, 60);
         assert!(text.contains("| 100 | redmesh | 2 of 2 | 1.0 | 3.0 | 2.0..4.0 |"), "{text}");
+        assert!(text.contains("| 100 | redis-cli | 1 of 1 | 1.0 | 30.0 |"), "{text}");
         assert!(text.contains("| 2.0 | 10.0 |"), "{text}");
         assert!(text.contains("redmesh: peak memory = 0 KiB · N + 10.2 KiB · N²"), "{text}");
-        // One size of redis-cli makes no curve, and nothing is compared at 200.
-        assert!(!text.contains("redis-cli: ") && text.contains("| 2.0 | – |"), "{text}");
+        // One size of redis-cli makes no curve, and it is compared with what redmesh took at this size.
+        assert!(!text.contains("redis-cli: ") && !text.contains("| 2.0 | 5.0 |"), "{text}");
     }
 
     #[test]

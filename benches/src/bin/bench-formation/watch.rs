@@ -63,6 +63,23 @@ impl Limits {
     }
 }
 
+/// Waits until each server answers `PING`, for so long in all.
+pub fn all_answer(addresses: &[SocketAddr], within: Duration, limits: &Limits) -> anyhow::Result<()> {
+    let began = Instant::now();
+    for addr in addresses {
+        while let Err(error) = ask(*addr, "PING", PATIENCE) {
+            limits.check()?;
+            ensure!(
+                began.elapsed() < within,
+                "{addr} has not started within {} s: {error:#}",
+                within.as_secs()
+            );
+            std::thread::sleep(PAUSE);
+        }
+    }
+    Ok(())
+}
+
 /// Asks until every instance knows all nodes and slots, says `ok` and has had as many PONGs
 /// as it has peers; when the last one did so.
 pub fn all_agree(addresses: &[SocketAddr], limits: &Limits) -> anyhow::Result<SystemTime> {
