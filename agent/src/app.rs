@@ -395,11 +395,7 @@ pub async fn build(config: Config, effects: Effects) -> Result<Agent> {
     if let (Some(addr), Some(exposition)) = (config.http_listen, exposition) {
         let listener = metrics::http::bind(addr).await.map_err(|words| anyhow!(words))?;
         let served = metrics::http::serve(listener, exposition, control.clone(), cancel.clone());
-        tasks.spawn(named("http", async move {
-            if let Err(error) = served.await {
-                error!(%error, "the HTTP port failed");
-            }
-        }));
+        tasks.spawn(named("http", served));
     }
     let farewell = config.mesh.gossip_interval * FAREWELL_ROUNDS;
     Ok(Agent {

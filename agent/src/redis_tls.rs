@@ -58,13 +58,17 @@ impl RedisTls {
         Ok(Self { ip, config: Arc::new(watch::Sender::new(config)) })
     }
 
-    /// Uses `identity` from now on.
+    /// What [`RedisTls::adopt`] takes to use `identity`.
     ///
     /// # Errors
-    /// As of [`RedisTls::new`]; the one in use stays.
-    pub fn replace(&self, identity: &Identity) -> Result<(), RedisTlsError> {
-        self.config.send_replace(config(identity, self.ip)?);
-        Ok(())
+    /// As of [`RedisTls::new`].
+    pub fn prepare(&self, identity: &Identity) -> Result<Arc<ClientConfig>, RedisTlsError> {
+        config(identity, self.ip)
+    }
+
+    /// Uses what was prepared from now on.
+    pub fn adopt(&self, prepared: Arc<ClientConfig>) {
+        self.config.send_replace(prepared);
     }
 
     /// Changes whenever another identity is used.

@@ -20,6 +20,7 @@ use crate::cluster::redis_conf::{check_access, check_directives};
 use crate::config::{Config, ConfigError, LogConfig, MeshConfig, RedisAuth, RedisConfig};
 use crate::host::directives::ChangeDirectives;
 use crate::redis_tls::RedisTls;
+use crate::renewal;
 use crate::transport::quic::QuicTransport;
 
 /// What agents log in with where `redis.auth` is off.
@@ -98,12 +99,7 @@ async fn reload(
     // From where the agent was started with: another identity.dir takes a restart.
     let renewed = Identity::load(&config.identity_dir)
         .with_context(|| format!("identity.dir = {}", config.identity_dir.display()))
-        .and_then(|identity| {
-            if let Some(redis) = redis {
-                redis.replace(&identity)?;
-            }
-            Ok(transport.replace_identity(&identity)?)
-        });
+        .and_then(|identity| renewal::take_up(transport, redis, &identity).map_err(anyhow::Error::msg));
     match renewed {
         Ok(()) => info!(
             valid_until_unix_s = transport.certificate_valid_until_unix_s(),

@@ -70,6 +70,24 @@ impl Watch {
     }
 }
 
+/// Uses `identity` for the mesh and for redis-servers from now on; for both, or for neither.
+///
+/// # Errors
+/// In words: why it can't be used; what was in use stays.
+pub fn take_up(
+    transport: &QuicTransport,
+    redis: Option<&RedisTls>,
+    identity: &Identity,
+) -> Result<(), String> {
+    let prepared = redis.map(|redis| redis.prepare(identity).map(|prepared| (redis, prepared)));
+    let prepared = prepared.transpose().map_err(|error| crate::error_chain(&error))?;
+    transport.replace_identity(identity).map_err(|error| crate::error_chain(&error))?;
+    if let Some((redis, prepared)) = prepared {
+        redis.adopt(prepared);
+    }
+    Ok(())
+}
+
 /// Until `cancel`: takes up what appears in `dir`. `current` is what is in use.
 pub async fn watch(
     dir: PathBuf,
@@ -109,10 +127,7 @@ pub async fn watch(
             if identity.same_as(&current) {
                 return Ok(false);
             }
-            if let Some(redis) = &redis {
-                redis.replace(&identity).map_err(|error| crate::error_chain(&error))?;
-            }
-            transport.replace_identity(&identity).map_err(|error| crate::error_chain(&error))?;
+            take_up(&transport, redis.as_ref(), &identity)?;
             valid_until_ms = tls::valid_until_unix_ms(identity.chain());
             current = identity;
             Ok(true)

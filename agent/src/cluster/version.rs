@@ -32,7 +32,7 @@ pub struct ServerVersion {
 pub enum NodesConfFormat {
     /// `ip:port@bus port`, with `,hostname` only where there is one: Redis 6.2 and 7.0.
     Plain,
-    /// `ip:port@bus port,hostname,shard-id=…`: Redis 7.2 to 8.0, Valkey 7.2 to 8.1.
+    /// `ip:port@bus port,hostname,shard-id=…`: Redis 7.2 to 8.2, Valkey 7.2 to 8.1.
     ShardIds,
 }
 
@@ -47,13 +47,14 @@ pub struct VersionError {
 
 impl ServerVersion {
     /// Reads the output of `redis-server --version` or `valkey-server --version`:
-    /// `Redis server v=7.0.15 sha=…`, `Valkey server v=8.0.1 sha=…`.
+    /// `Redis server v=7.0.15 sha=…`, `Valkey server v=8.0.1 sha=…`, `Server v=7.2.14 sha=…`.
     pub fn parse(text: &str) -> Result<Self, VersionError> {
         let err = || VersionError { text: text.chars().take(120).collect() };
         let mut words = text.split_whitespace();
         let flavour = match words.next() {
             Some("Redis") => Flavour::Redis,
-            Some("Valkey") => Flavour::Valkey,
+            // What Valkey 7.2 calls itself, too.
+            Some("Valkey" | "Server") => Flavour::Valkey,
             _ => return Err(err()),
         };
         let version = words.find_map(|w| w.strip_prefix("v=")).ok_or_else(err)?;
@@ -76,7 +77,7 @@ impl ServerVersion {
     pub fn nodes_conf_format(self) -> Option<NodesConfFormat> {
         match (self.flavour, self.major, self.minor) {
             (Flavour::Redis, 6, 2) | (Flavour::Redis, 7, 0) => Some(NodesConfFormat::Plain),
-            (Flavour::Redis, 7, 2 | 4) | (Flavour::Redis, 8, 0) => Some(NodesConfFormat::ShardIds),
+            (Flavour::Redis, 7, 2 | 4) | (Flavour::Redis, 8, 0 | 2) => Some(NodesConfFormat::ShardIds),
             (Flavour::Valkey, 7, 2) | (Flavour::Valkey, 8, 0 | 1) => Some(NodesConfFormat::ShardIds),
             _ => None,
         }
@@ -120,6 +121,8 @@ mod tests {
             "Redis server v=7.2.0-rc1",
             "Redis server v=7.4.2",
             "Redis server v=8.0.3",
+            "Redis server v=8.2.3",
+            "Server v=7.2.14 sha=00000000:0 malloc=jemalloc-5.3.0",
             "Valkey server v=8.1.0",
         ] {
             assert_eq!(format(version), Some(NodesConfFormat::ShardIds), "{version}");

@@ -196,14 +196,16 @@ pub enum ConfigError {
         #[source]
         source: std::io::Error,
     },
-    /// The file isn't TOML, or a key in it is unknown or of the wrong type.
-    #[error("in {}", .path.display())]
+    /// The file isn't TOML, or a key in it is unknown or of the wrong type. Says no value: it
+    /// may be a password.
+    #[error("in {}{}: {reason}", .path.display(), .at.as_deref().unwrap_or_default())]
     Parse {
         /// Which.
         path: PathBuf,
-        /// Where and why.
-        #[source]
-        source: Box<toml::de::Error>,
+        /// In which line, and what that begins with.
+        at: Option<String>,
+        /// What is wrong.
+        reason: String,
     },
     /// A variable or flag names no key, or its value is of the wrong type.
     #[error("{origin}: {reason}")]

@@ -230,9 +230,13 @@ pub(super) struct Firewall {
 
 /// Reads the file and lays environment and flags over it.
 pub(super) fn read(path: &Path, overrides: &Overrides) -> Result<File, ConfigError> {
-    let parse = |source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) };
     let text = std::fs::read_to_string(path)
         .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    let parse = |error: toml::de::Error| ConfigError::Parse {
+        path: path.to_owned(),
+        at: error.span().and_then(|span| place(&text, span.start)),
+        reason: error.message().to_owned(),
+    };
     let mut table: Table = toml::from_str(&text).map_err(parse)?;
     if overrides.env.is_empty() && overrides.flags.is_empty() {
         // Straight from the text, so that an error shows its line.
@@ -258,6 +262,15 @@ pub(super) fn read(path: &Path, overrides: &Overrides) -> Result<File, ConfigErr
     }
     require_keys(&table)?;
     Value::Table(table).try_into().map_err(parse)
+}
+
+/// Where byte `at` of `text` is, for people, without what may be a value.
+fn place(text: &str, at: usize) -> Option<String> {
+    let before = text.get(..at)?;
+    let line = before.matches('\n').count();
+    let words = text.lines().nth(line).unwrap_or_default();
+    let key = words.split_once('=').map_or(String::new(), |(key, _)| format!(" ({} = …)", key.trim()));
+    Some(format!(", line {}{key}", line + 1))
 }
 
 /// Puts one value in its place. A text that reads as a TOML value is one (`3`,

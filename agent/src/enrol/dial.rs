@@ -4,6 +4,7 @@
 //! answer was lost asks again with the same one and costs the token one use. `cert.pem` is
 //! written last: a directory that has it is a whole identity, and then nobody is asked.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -77,6 +78,15 @@ pub enum JoinError {
         peer: String,
         /// Why.
         reason: String,
+    },
+    /// The key of an earlier try is there and can't be read.
+    #[error("can't read {}: give it to the agent's user, or move it away to ask with a new key", .path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
     },
     /// A file can't be written.
     #[error("can't write {}: the agent's user must own the directory, and it must not be read-only (identity.dir)", .path.display())]
@@ -307,6 +317,8 @@ impl Joining {
         let failed = |source| JoinError::Key { path: path.clone(), source };
         match std::fs::read_to_string(&path) {
             Ok(pem) => KeyPair::from_pem(&pem).map_err(failed),
+            // Another one in its place would make a certificate worthless that was given for it.
+            Err(source) if source.kind() != ErrorKind::NotFound => Err(JoinError::Read { path, source }),
             Err(_) => {
                 let key = KeyPair::generate().map_err(failed)?;
                 let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir);

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use rcgen::{CertificateSigningRequestParams, Issuer, KeyPair, PublicKeyData};
 use redmesh_api::issue::{self, SIGNER_CERT_FILE, SIGNER_KEY_FILE, Validity};
-use redmesh_api::tls::Role;
+use redmesh_api::tls::{BACKDATED, Role};
 use ring::digest;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer};
@@ -18,9 +18,6 @@ use time::{Duration, OffsetDateTime};
 
 /// Days that a certificate of a joined host is valid, if the signer's own lasts as long.
 pub const LEAF_DAYS: i64 = 365;
-
-/// Certificates begin so long before now: clocks differ.
-const CLOCK_SKEW: Duration = Duration::hours(1);
 
 /// A file of more bytes is none of ours.
 const FILE_BYTES_MAX: u64 = 64 * 1024;
@@ -146,7 +143,7 @@ impl Signer {
         ips: &[IpAddr],
         now: OffsetDateTime,
     ) -> Result<String, SignerError> {
-        let validity = Validity { from: now - CLOCK_SKEW, until: self.signs_until(now) };
+        let validity = Validity { from: now - BACKDATED, until: self.signs_until(now) };
         let names = issue::names(Role::Host, name, ips);
         let leaf =
             issue::leaf(&names, &request.0.public_key, &self.issuer, validity).map_err(SignerError::Sign)?;
@@ -191,7 +188,7 @@ mod tests {
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
         let certificate = params.self_signed(&key).unwrap().pem();
         let issuer = Issuer::new(params, key);
-        let validity = Validity { from: now - CLOCK_SKEW, until: now + Duration::days(days) };
+        let validity = Validity { from: now - BACKDATED, until: now + Duration::days(days) };
         let key = KeyPair::generate().unwrap();
         let signer = issue::signer("a", &key, &issuer, validity).unwrap();
         let dir = tempfile::tempdir().unwrap();
@@ -260,7 +257,7 @@ mod tests {
         let key = KeyPair::generate().unwrap();
         let ip = IpAddr::from([10, 0, 0, 9]);
         for role in Role::ALL {
-            let validity = Validity { from: now - CLOCK_SKEW, until: now + Duration::days(1) };
+            let validity = Validity { from: now - BACKDATED, until: now + Duration::days(1) };
             let leaf =
                 issue::leaf(&issue::names(role, "mallory", &[ip]), &key, &signer.issuer, validity).unwrap();
             let verified = ca.verify(&(leaf.pem() + &signer.certificate), ip);

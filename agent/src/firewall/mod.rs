@@ -65,7 +65,8 @@ pub async fn keep(census: Census, seeds: Vec<String>, cancel: CancellationToken)
     }
 }
 
-/// Addresses of all hosts that the mesh knows of, in whichever way.
+/// Addresses of all hosts that the mesh knows of, in whichever way, but for removed ones: a
+/// removed host is to be shut out, unless another one has its address.
 fn known(census: &Census) -> impl Iterator<Item = IpAddr> {
     let level = census.level();
     let mut ips = Vec::new();
@@ -73,8 +74,16 @@ fn known(census: &Census) -> impl Iterator<Item = IpAddr> {
         ips.push(host.addr.ip());
         ips.extend(host.facts.as_ref().map(|facts| facts.redis_ip));
     }
-    ips.extend(level.plan.iter().flat_map(|plan| &plan.hosts).map(|host| host.ip));
+    ips.extend(
+        level
+            .plan
+            .iter()
+            .flat_map(|plan| &plan.hosts)
+            .filter(|host| !level.is_removed(host.id))
+            .map(|host| host.ip),
+    );
     // They have a certificate, and must be let in to be heard of.
-    ips.extend(level.tokens.iter().flat_map(|token| &token.enrolled).map(|host| host.ip));
+    let tokens = level.tokens.iter().filter(|token| !token.revoked);
+    ips.extend(tokens.flat_map(|token| &token.enrolled).map(|host| host.ip));
     ips.into_iter()
 }

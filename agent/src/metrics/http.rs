@@ -1,8 +1,9 @@
 //! `/metrics`, `/healthz`, `/readyz`, and `/sd/targets`: the list of all hosts' ports like
 //! this one, for Prometheus.
 
-use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -10,10 +11,17 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use redmesh_api::control::Members;
 use serde_json::json;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::debug;
 
 use super::Exposition;
 
@@ -22,9 +30,22 @@ use crate::control::Control;
 /// Content type of Prometheus' text format.
 const METRICS_CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// For answers under way when the agent stops. A client that neither asks nor hangs up
-/// must not hold it.
+/// For answers under way when a connection is to end. A client that neither asks nor hangs
+/// up must not hold the agent.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Connections at a time; further ones wait for a place. Anybody who reaches the port may open
+/// some, and the agent's descriptors are its servers' as well.
+const CONNECTIONS_MAX: usize = 128;
+
+/// A request's head is there by then, or the connection ends; longer than between two scrapes.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+
+/// No connection lasts longer, however slowly its client reads.
+const CONNECTION_MAX: Duration = Duration::from_secs(600);
+
+/// Before the next try where no connection could be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Clone)]
 struct Sources {
@@ -33,30 +54,63 @@ struct Sources {
 }
 
 /// Serves until cancelled.
-///
-/// # Errors
-/// When the listener fails.
 pub async fn serve(
     listener: TcpListener,
     exposition: Exposition,
     control: Control,
     cancel: CancellationToken,
-) -> io::Result<()> {
+) {
     let routes = Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
         .route("/sd/targets", get(targets))
         .with_state(Sources { metrics: exposition, control });
-    let served = axum::serve(listener, routes).with_graceful_shutdown(cancel.clone().cancelled_owned());
-    let patience_ends = async {
-        cancel.cancelled().await;
-        tokio::time::sleep(CLOSE_PATIENCE).await;
+    let service = TowerToHyperService::new(routes);
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let connections = TaskTracker::new();
+    let accept = async || {
+        let place = places.clone().acquire_owned().await.ok();
+        (listener.accept().await, place)
     };
-    tokio::select! {
-        served = served.into_future() => served,
-        () = patience_ends => Ok(()),
+    loop {
+        let (accepted, place) = tokio::select! {
+            accepted = accept() => accepted,
+            () = cancel.cancelled() => break,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let served = converse(stream, service.clone(), cancel.clone());
+                connections.spawn(async move {
+                    served.await;
+                    drop(place);
+                });
+            }
+            // No descriptor is free, or the client has gone already.
+            Err(error) => {
+                debug!(%error, "no HTTP connection accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
     }
+    connections.close();
+    connections.wait().await;
+}
+
+/// One connection, until its client or `cancel` ends it, or its time is over.
+async fn converse(stream: TcpStream, service: TowerToHyperService<Router>, cancel: CancellationToken) {
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
+    let over = async {
+        let _ = timeout(CONNECTION_MAX, cancel.cancelled()).await;
+    };
+    // How it ended is its client's affair.
+    tokio::select! {
+        _ = connection.as_mut() => return,
+        () = over => connection.as_mut().graceful_shutdown(),
+    }
+    let _ = timeout(CLOSE_PATIENCE, connection).await;
 }
 
 /// Binds the port; its own step so that a taken port stops the agent at its start.

@@ -25,8 +25,13 @@ pub struct Ended {
 /// Asks all servers below `data_dir` to end and waits for them, at most for `patience`.
 ///
 /// # Errors
-/// When `/proc` can't be looked through.
+/// When `/proc` can't be looked through, or the directory not be resolved.
 pub async fn end_all(data_dir: &Path, server: Option<&Path>, patience: Duration) -> io::Result<Ended> {
+    // As a server's working directory is told: without symbolic links.
+    let data_dir = &match data_dir.canonicalize() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Ended::default()),
+        resolved => resolved?,
+    };
     let mut asked = Vec::new();
     for (dir, found) in process::find_running(data_dir, server)? {
         // Held and looked at again, so that no other process is hit by its pid.

@@ -190,6 +190,15 @@ impl Layout {
     }
 }
 
+/// A server quotes the line of its configuration that it can't use, and that may hold a
+/// password: of such a line only the directive is kept.
+fn without_value(line: String) -> String {
+    match line.strip_prefix(">>> '").and_then(|quoted| quoted.split_once(char::is_whitespace)) {
+        Some((directive, _)) => format!(">>> '{directive} …'"),
+        None => line,
+    }
+}
+
 /// Bytes that the agent's user may still write on the file system of `dir`, or of the
 /// nearest directory above that exists; `None` if that can't be told.
 pub(super) fn free_bytes(dir: &Path) -> Option<u64> {
@@ -210,7 +219,7 @@ fn tail(path: &Path, from: u64) -> Vec<String> {
     let bytes = read().unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
     let plain = |line: &str| line.chars().filter(|c| !c.is_control()).collect::<String>().trim().to_owned();
-    text.lines().map(plain).filter(|line| !line.is_empty()).collect()
+    text.lines().map(plain).filter(|line| !line.is_empty()).map(without_value).collect()
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -23,6 +24,7 @@ use rustix::process::{
 use tokio::io::unix::AsyncFd;
 
 use super::layout;
+use crate::files;
 
 /// Binaries looked for in PATH, in this order.
 const SERVERS: [&str; 2] = ["redis-server", "valkey-server"];
@@ -359,7 +361,10 @@ impl Process {
 
     /// Starts a server in its directory.
     pub(super) fn spawn(server: &Path, dir: &Path, malloc_conf: Option<&str>) -> io::Result<Self> {
-        let stderr = File::create(dir.join(layout::STDERR))?;
+        // A server quotes a directive that it can't use, which may hold a password.
+        let mut stderr = File::options();
+        stderr.write(true).create(true).truncate(true).mode(files::PRIVATE);
+        let stderr = stderr.open(dir.join(layout::STDERR))?;
         let mut command = command(server);
         command
             .arg(layout::CONFIG)

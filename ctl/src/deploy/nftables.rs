@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 use clap::Args;
 use redmesh_api::control::{ClusterStatus, Members};
 use redmesh_api::join::JOIN_PORT_DEFAULT;
-use redmesh_api::level::BUS_PORT_OFFSET;
+use redmesh_api::level::{BUS_PORT_OFFSET, PlannedInstance};
 
 use super::hosts::{self, HostSpec};
 use crate::exit::Exit;
@@ -159,7 +159,10 @@ fn of_mesh(args: &NftablesArgs, members: &Members, status: &ClusterStatus) -> Re
         rules.http_ports = http;
     }
     if let Some(plan) = &status.plan {
-        let addrs: Vec<_> = plan.instances.iter().map(|instance| plan.addr_of(instance)).collect();
+        // A removed host is to be shut out.
+        let removed = |id| status.hosts.iter().any(|host| host.id == id && host.removed);
+        let stays = |instance: &&PlannedInstance| !removed(plan.host_of(instance).id);
+        let addrs: Vec<_> = plan.instances.iter().filter(stays).map(|i| plan.addr_of(i)).collect();
         rules.data_ports = addrs.iter().map(|addr| addr.port()).collect();
         ips.extend(addrs.iter().map(|addr| addr.ip()));
     }

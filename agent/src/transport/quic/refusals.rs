@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::credit::source_of;
+
 /// At most one line per source in this time.
 pub const INTERVAL: Duration = Duration::from_secs(1);
 
@@ -49,7 +51,7 @@ impl Refusals {
     pub fn note(&self, from: SocketAddr, reason: &str) {
         self.total.fetch_add(1, Ordering::Relaxed);
         let mut limiter = self.limiter.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if limiter.allow(from.ip(), Instant::now()) {
+        if limiter.allow(source_of(from.ip()), Instant::now()) {
             tracing::warn!(%from, reason, "refused a connection");
         }
     }

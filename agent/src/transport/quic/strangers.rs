@@ -154,8 +154,7 @@ async fn hear(
         .await
         .map_err(|_| format!("no TLS handshake within {} s", HANDSHAKE_TIMEOUT.as_secs()))?
         .map_err(|error| tls::explain(&error).unwrap_or_else(|| error.to_string()))?;
-    drop(pending);
-    let answered = answer(&connection, strangers).await;
+    let answered = answer(&connection, pending, strangers).await;
     let (code, words) = match &answered {
         Ok(()) => (CLOSE_DONE, ""),
         Err(reason) => (CLOSE_REFUSED, reason.as_str()),
@@ -164,7 +163,9 @@ async fn hear(
     answered
 }
 
-async fn answer(connection: &Connection, strangers: &dyn Strangers) -> Result<(), String> {
+/// `pending` until the request is there: the handshake proves nothing, so whoever then says
+/// nothing counts against its source.
+async fn answer(connection: &Connection, pending: Pending, strangers: &dyn Strangers) -> Result<(), String> {
     let request = async {
         let (send, mut recv) = connection.accept_bi().await.map_err(|error| error.to_string())?;
         let (channel, len) = frames::read_header(&mut recv, Direction::Request)
@@ -180,6 +181,7 @@ async fn answer(connection: &Connection, strangers: &dyn Strangers) -> Result<()
     let (mut send, payload) = timeout(REQUEST_TIMEOUT, request)
         .await
         .map_err(|_| format!("no request to join within {} s", REQUEST_TIMEOUT.as_secs()))??;
+    drop(pending);
     let request: JoinRequest = codec::decode(&payload).map_err(|error| crate::error_chain(&error))?;
     let mut binding = [0; EXPORTER_BYTES];
     connection
