@@ -178,6 +178,29 @@ impl Census {
     }
 }
 
+/// A host called `name` at 10.0.0.`id`, as tests have it.
+#[cfg(test)]
+pub(crate) fn example_host(id: u8, name: &str, alive: bool) -> CensusHost {
+    let facts = HostFacts {
+        name: name.to_owned(),
+        version: "1".to_owned(),
+        http: None,
+        redis_ip: [10, 0, 0, id].into(),
+        base_port: 6379,
+        bootstrap_expect: 3,
+        signs: false,
+        redis_tls: false,
+    };
+    CensusHost {
+        id: HostId(id.into()),
+        addr: ([10, 0, 0, id], 7379).into(),
+        alive,
+        facts: Some(facts),
+        lead: LeadFacts::default(),
+        observed: Observed::default(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use redmesh_api::run::Counts;

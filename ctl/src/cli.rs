@@ -128,12 +128,12 @@ mod tests {
     fn every_command_shows_examples() {
         fn walk(command: &clap::Command, path: &str) {
             let path = format!("{path} {}", command.get_name());
-            if path.starts_with(" redmeshctl pki") || command.get_name() == "help" || command.is_hide_set() {
+            if command.get_name() == "help" || command.is_hide_set() {
                 return;
             }
             let leaf = command.get_subcommands().next().is_none();
             let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-            assert!(!leaf || help.contains("Examples:"), "{path} has no examples");
+            assert!(!leaf || help.contains("Examples"), "{path} has no examples");
             command.get_subcommands().for_each(|sub| walk(sub, &path));
         }
         walk(&Cli::command(), "");

@@ -141,7 +141,7 @@ impl Client {
             let reply = attempt.map_err(|_| ClientError::Timeout { agent: self.agent, after: deadline })?;
             match reply {
                 Err(Failure { error: ClientError::Lost { .. }, sent })
-                    if tries < ATTEMPTS_MAX && (!sent || repeatable(request)) => {}
+                    if tries < ATTEMPTS_MAX && (!sent || request.repeatable()) => {}
                 Err(Failure { error, .. }) => return Err(error),
                 Ok(ControlReply::Refused(refusal)) => return Err(ClientError::Refused(refusal)),
                 Ok(reply) => return Ok(reply),
@@ -237,30 +237,6 @@ struct Failure {
     error: ClientError,
     /// Whether the agent may have acted upon it.
     sent: bool,
-}
-
-/// Whether carrying it out twice is as good as once.
-pub fn repeatable(request: &ControlRequest) -> bool {
-    match request {
-        ControlRequest::RunStart(_) | ControlRequest::RunShare(_) | ControlRequest::RunVerify(_) => false,
-        ControlRequest::Members
-        | ControlRequest::HostRemove(_)
-        | ControlRequest::HostReplace(_)
-        | ControlRequest::ClusterCreate(_)
-        | ControlRequest::Doctor(_)
-        | ControlRequest::ClusterStatus
-        | ControlRequest::ClusterCheck
-        | ControlRequest::RunStop(_)
-        | ControlRequest::RunList
-        | ControlRequest::RunShow { .. }
-        | ControlRequest::RunDetail(_)
-        | ControlRequest::TokenCreate(_)
-        | ControlRequest::TokenList
-        | ControlRequest::TokenRevoke(_)
-        // A second time would take back what was issued since: but only within one command's timeout.
-        | ControlRequest::OperatorRevoke(_)
-        | ControlRequest::OperatorList => true,
-    }
 }
 
 /// Returns once the other machine says (by ICMP) that no socket is bound there, which

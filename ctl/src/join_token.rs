@@ -132,7 +132,7 @@ async fn create(args: &CreateArgs, session: &mut Session, output: &Output) -> Re
     Ok(Exit::Ok)
 }
 
-fn now_unix_ms() -> u64 {
+pub(crate) fn now_unix_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 

@@ -3,13 +3,15 @@
 
 use clap::{Args, Subcommand, ValueEnum};
 use redmesh_api::control::{OperatorRevoke, RevocationCheck};
+use redmesh_api::join::TokenRecord;
 use redmesh_api::level::RevokedOperator;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::exit::Exit;
+use crate::join_token;
 use crate::members::{table, table_text};
-use crate::output::Output;
+use crate::output::{Output, note};
 use crate::session::Session;
 
 const EXAMPLES: &str = "\
@@ -66,6 +68,10 @@ pub async fn run(command: OperatorsCommand, session: &mut Session, output: &Outp
             let force = force.into_iter().map(RevocationCheck::from).collect();
             let revoked = session.operator_revoke(OperatorRevoke { name, force }).await?;
             output.answer(&revoked, || revoked_text(&revoked))?;
+            // Refused where it was its own certificate that was revoked.
+            if let Ok(tokens) = session.tokens().await {
+                good_tokens(&tokens, join_token::now_unix_ms()).iter().for_each(|words| note(words));
+            }
         }
         OperatorsCommand::List => {
             let revoked = session.operators().await?;
@@ -73,6 +79,20 @@ pub async fn run(command: OperatorsCommand, session: &mut Session, output: &Outp
         }
     }
     Ok(Exit::Ok)
+}
+
+/// Who has left may know a token, and come back as a host.
+fn good_tokens(tokens: &[TokenRecord], now_unix_ms: u64) -> Option<String> {
+    let good: Vec<_> =
+        tokens.iter().filter(|token| !token.is_over(now_unix_ms)).map(|token| token.id.to_string()).collect();
+    (!good.is_empty()).then(|| {
+        format!(
+            "join tokens that are still good, for whoever has seen them: {}; `redmeshctl join-token revoke {}` takes \
+             one back",
+            good.join(", "),
+            good[0]
+        )
+    })
 }
 
 fn at(operator: &RevokedOperator) -> String {
@@ -106,6 +126,8 @@ fn render(revoked: &[RevokedOperator]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use redmesh_api::join::TokenId;
+
     use super::*;
 
     #[test]
@@ -118,5 +140,25 @@ mod tests {
         let said = revoked_text(&bob);
         assert!(said.contains("revoked bob") && said.contains("--operator bob --renew"), "{said}");
         assert!(at(&RevokedOperator { at_unix_ms: u64::MAX, ..bob }).contains("ms"));
+    }
+
+    #[test]
+    fn tokens_that_let_nobody_in_are_not_told_of() {
+        let token = |n: u8, revoked| TokenRecord {
+            id: TokenId::of(&[n; 32]),
+            key: [n; 32],
+            created_unix_ms: 0,
+            expires_unix_ms: 1000,
+            uses: 1,
+            revoked,
+            enrolled: Vec::new(),
+        };
+        let tokens = [token(1, true), token(2, false)];
+        let words = good_tokens(&tokens, 999).expect("one is good");
+        assert!(
+            words.contains(&tokens[1].id.to_string()) && !words.contains(&tokens[0].id.to_string()),
+            "{words}"
+        );
+        assert_eq!(good_tokens(&tokens, 1000), None);
     }
 }

@@ -48,12 +48,16 @@ pub const DAYS_MAX: i64 = 36500;
 #[derive(Debug, Subcommand)]
 pub enum PkiCommand {
     /// Make a mesh's certificate authority
+    #[command(after_help = "Examples:\n  redmeshctl pki init --dir pki --mesh prod")]
     Init(InitArgs),
     /// Issue a certificate for a host or for an operator
+    #[command(after_help = ISSUE_EXAMPLES)]
     Issue(IssueArgs),
     /// Make a key with which a host's agent signs for hosts that join by token
+    #[command(after_help = SIGNER_EXAMPLES)]
     Signer(SignerArgs),
     /// Print what a certificate says
+    #[command(after_help = "Examples:\n  redmeshctl pki show pki/db-1\n  redmeshctl pki show pki/ca.pem")]
     Show(ShowArgs),
     /// Print the password that clients of the mesh's redis-servers give
     #[command(after_help = REDIS_PASSWORD_EXAMPLES)]
@@ -63,8 +67,20 @@ pub enum PkiCommand {
     RedisSecret(RedisSecretArgs),
 }
 
+const ISSUE_EXAMPLES: &str = "\
+Examples:
+  redmeshctl pki issue --dir pki --host db-1 --ip 10.0.0.1
+  redmeshctl pki issue --dir pki --host db-1 --ip 10.0.0.1 --renew
+  redmeshctl pki issue --dir pki --operator alice --out ~/.config/redmesh
+  redmeshctl pki issue --dir pki --operator watcher --read-only";
+
+const SIGNER_EXAMPLES: &str = "\
+Examples:
+  redmeshctl pki signer --dir pki --host db-1
+  redmeshctl pki signer --dir pki --host db-1 --renew";
+
 const REDIS_PASSWORD_EXAMPLES: &str = "\
-Example, which keeps the password off the command line:
+Examples, which keep the password off the command line:
   REDISCLI_AUTH=$(redmeshctl pki redis-password --dir pki) redis-cli -c -h 10.0.0.1
 
 It is the default user's, and may do everything that Redis can. Agents have a user of

@@ -10,18 +10,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use redmesh_api::control::{
-    ClusterCheck, ClusterCreate, ClusterStatus, ControlReply, ControlRequest, HostRemove, HostReplace,
-    Members, OperatorRevoke, Refusal, RefusalKind, RunDetail, RunRef, RunView, ShareRequest, TokenCreate,
-    VerifyRequest,
+    ClusterCheck, ClusterCreate, ClusterStatus, ControlReply, ControlRequest, Created, HostRemove,
+    HostReplace, Members, OperatorRevoke, Refusal, RefusalKind, Removed, Replaced, RunDetail, RunRef,
+    RunView, ShareRequest, TokenCreate, VerifyRequest,
 };
 use redmesh_api::join::{CaPin, TokenId, TokenRecord};
-use redmesh_api::level::{ClusterPlan, ClusterSpec, PlannedHost, RemovedHost, RevokedOperator};
-use redmesh_api::preflight::{Check, Finding, Report};
+use redmesh_api::level::{ClusterSpec, RevokedOperator};
+use redmesh_api::preflight::Report;
 use redmesh_api::run::{Run, RunSpec};
 use redmesh_api::tls::{Identity, Role};
-use serde::Serialize;
 
-use crate::client::{self, Client, ClientError};
+use crate::client::{Client, ClientError};
 use crate::exit::Exit;
 
 /// Port of an agent whose address was given without one.
@@ -76,44 +75,8 @@ impl SessionError {
     }
 }
 
-/// A plan that was made, or that was there before.
-#[derive(Debug)]
-pub struct CreatedPlan {
-    /// The plan.
-    pub plan: ClusterPlan,
-    /// Whether it is new.
-    pub fresh: bool,
-    /// Of a new one: what the preflight warns of.
-    pub warnings: Vec<Finding>,
-    /// What should be known of it, in words.
-    pub notes: Vec<String>,
-}
-
-/// A host that is refused from now on, or was before.
-#[derive(Debug, Serialize)]
-pub struct RemovedReply {
-    /// Whom.
-    pub host: RemovedHost,
-    /// Whether that is new.
-    pub fresh: bool,
-    /// Nodes that it has in the plan.
-    pub nodes: u32,
-    /// What is left to do, in words.
-    pub notes: Vec<String>,
-}
-
-/// A host that has taken another one's place.
-#[derive(Debug, Serialize)]
-pub struct ReplacedReply {
-    /// Id of the one that is gone.
-    pub from: String,
-    /// Who bears its instances now.
-    pub to: PlannedHost,
-    /// How many they are.
-    pub instances: u32,
-    /// Whether that is new.
-    pub fresh: bool,
-}
+/// What was asked for, or why there is none.
+type Answer<T> = Result<T, SessionError>;
 
 /// A conversation with one agent.
 #[derive(Debug)]
@@ -207,181 +170,117 @@ impl Session {
         }
     }
 
-    fn unexpected(&self, asked: &'static str) -> SessionError {
-        SessionError::Unexpected { agent: self.agent, asked }
+    /// Puts `request` to the coordinator if it changes something, else to the agent alone, and
+    /// takes the answer that belongs to it.
+    async fn ask<T: TryFrom<ControlReply>>(&mut self, request: ControlRequest) -> Answer<T> {
+        let reply = match request.changes() {
+            true => self.request_of_coordinator(&request).await?,
+            false => self.request(&request).await?,
+        };
+        let unexpected = |_| SessionError::Unexpected { agent: self.agent, asked: request.name() };
+        T::try_from(reply).map_err(unexpected)
     }
 
     /// Who is there.
-    pub async fn members(&mut self) -> Result<Members, SessionError> {
-        match self.request(&ControlRequest::Members).await? {
-            ControlReply::Members(members) => Ok(members),
-            _ => Err(self.unexpected("Members")),
-        }
+    pub async fn members(&mut self) -> Answer<Members> {
+        self.ask(ControlRequest::Members).await
     }
 
     /// Has a host refused for good.
-    pub async fn host_remove(&mut self, request: HostRemove) -> Result<RemovedReply, SessionError> {
-        match self.request_of_coordinator(&ControlRequest::HostRemove(request)).await? {
-            ControlReply::Removed { host, fresh, nodes, notes } => {
-                Ok(RemovedReply { host, fresh, nodes, notes })
-            }
-            _ => Err(self.unexpected("HostRemove")),
-        }
+    pub async fn host_remove(&mut self, request: HostRemove) -> Answer<Removed> {
+        self.ask(ControlRequest::HostRemove(request)).await
     }
 
     /// Has a host take the place of one that is gone.
-    pub async fn host_replace(&mut self, request: HostReplace) -> Result<ReplacedReply, SessionError> {
-        match self.request_of_coordinator(&ControlRequest::HostReplace(request)).await? {
-            ControlReply::Replaced { from, to, instances, fresh } => {
-                Ok(ReplacedReply { from, to, instances, fresh })
-            }
-            _ => Err(self.unexpected("HostReplace")),
-        }
+    pub async fn host_replace(&mut self, request: HostReplace) -> Answer<Replaced> {
+        self.ask(ControlRequest::HostReplace(request)).await
     }
 
     /// Has an operator's certificates of until now refused.
-    pub async fn operator_revoke(
-        &mut self,
-        request: OperatorRevoke,
-    ) -> Result<RevokedOperator, SessionError> {
-        match self.request_of_coordinator(&ControlRequest::OperatorRevoke(request)).await? {
-            ControlReply::Revoked(operator) => Ok(operator),
-            _ => Err(self.unexpected("OperatorRevoke")),
-        }
+    pub async fn operator_revoke(&mut self, request: OperatorRevoke) -> Answer<RevokedOperator> {
+        self.ask(ControlRequest::OperatorRevoke(request)).await
     }
 
     /// Operators whose earlier certificates are refused.
-    pub async fn operators(&mut self) -> Result<Vec<RevokedOperator>, SessionError> {
-        match self.request(&ControlRequest::OperatorList).await? {
-            ControlReply::Operators(revoked) => Ok(revoked),
-            _ => Err(self.unexpected("OperatorList")),
-        }
+    pub async fn operators(&mut self) -> Answer<Vec<RevokedOperator>> {
+        self.ask(ControlRequest::OperatorList).await
     }
 
     /// Begins, continues or confirms a cluster.
-    pub async fn cluster_create(
-        &mut self,
-        spec: ClusterSpec,
-        force: Vec<Check>,
-    ) -> Result<CreatedPlan, SessionError> {
-        let create = ControlRequest::ClusterCreate(ClusterCreate { spec, force });
-        match self.request_of_coordinator(&create).await? {
-            ControlReply::Created { plan, fresh, warnings, notes } => {
-                Ok(CreatedPlan { plan, fresh, warnings, notes })
-            }
-            _ => Err(self.unexpected("ClusterCreate")),
-        }
+    pub async fn cluster_create(&mut self, create: ClusterCreate) -> Answer<Created> {
+        self.ask(ControlRequest::ClusterCreate(create)).await
     }
 
     /// Whether the hosts could bear such a cluster.
-    pub async fn doctor(&mut self, spec: ClusterSpec) -> Result<Report, SessionError> {
-        match self.request(&ControlRequest::Doctor(spec)).await? {
-            ControlReply::Doctor(report) => Ok(*report),
-            _ => Err(self.unexpected("Doctor")),
-        }
+    pub async fn doctor(&mut self, spec: ClusterSpec) -> Answer<Report> {
+        self.ask::<Box<Report>>(ControlRequest::Doctor(spec)).await.map(|report| *report)
     }
 
     /// How far the plan is.
-    pub async fn cluster_status(&mut self) -> Result<ClusterStatus, SessionError> {
-        match self.request(&ControlRequest::ClusterStatus).await? {
-            ControlReply::ClusterStatus(status) => Ok(status),
-            _ => Err(self.unexpected("ClusterStatus")),
-        }
+    pub async fn cluster_status(&mut self) -> Answer<ClusterStatus> {
+        self.ask(ControlRequest::ClusterStatus).await
     }
 
     /// What every instance says now.
-    pub async fn cluster_check(&mut self) -> Result<ClusterCheck, SessionError> {
-        match self.request(&ControlRequest::ClusterCheck).await? {
-            ControlReply::ClusterCheck(check) => Ok(check),
-            _ => Err(self.unexpected("ClusterCheck")),
-        }
+    pub async fn cluster_check(&mut self) -> Answer<ClusterCheck> {
+        self.ask(ControlRequest::ClusterCheck).await
     }
 
     /// Begins a run.
-    pub async fn run_start(&mut self, spec: RunSpec) -> Result<Run, SessionError> {
-        match self.request_of_coordinator(&ControlRequest::RunStart(spec)).await? {
-            ControlReply::RunStarted(run) => Ok(run),
-            _ => Err(self.unexpected("RunStart")),
-        }
+    pub async fn run_start(&mut self, spec: RunSpec) -> Answer<Run> {
+        self.ask(ControlRequest::RunStart(spec)).await
     }
 
     /// Begins to read back what a run has written; that is a run of its own.
-    pub async fn run_verify(&mut self, request: VerifyRequest) -> Result<Run, SessionError> {
-        match self.request_of_coordinator(&ControlRequest::RunVerify(request)).await? {
-            ControlReply::RunStarted(run) => Ok(run),
-            _ => Err(self.unexpected("RunVerify")),
-        }
+    pub async fn run_verify(&mut self, request: VerifyRequest) -> Answer<Run> {
+        self.ask(ControlRequest::RunVerify(request)).await
     }
 
     /// Gives a host a share in a run.
-    pub async fn run_share(&mut self, request: ShareRequest) -> Result<RunView, SessionError> {
-        match self.request_of_coordinator(&ControlRequest::RunShare(request)).await? {
-            ControlReply::Run(view) => Ok(view),
-            _ => Err(self.unexpected("RunShare")),
-        }
+    pub async fn run_share(&mut self, request: ShareRequest) -> Answer<RunView> {
+        self.ask(ControlRequest::RunShare(request)).await
     }
 
     /// Asks for a run to be stopped.
-    pub async fn run_stop(&mut self, run: RunRef) -> Result<RunView, SessionError> {
-        match self.request_of_coordinator(&ControlRequest::RunStop(run)).await? {
-            ControlReply::Run(view) => Ok(view),
-            _ => Err(self.unexpected("RunStop")),
-        }
+    pub async fn run_stop(&mut self, run: RunRef) -> Answer<RunView> {
+        self.ask(ControlRequest::RunStop(run)).await
     }
 
     /// All runs known.
-    pub async fn runs(&mut self) -> Result<Vec<RunView>, SessionError> {
-        match self.request(&ControlRequest::RunList).await? {
-            ControlReply::Runs(runs) => Ok(runs),
-            _ => Err(self.unexpected("RunList")),
-        }
-    }
-
-    /// One run with all that its hosts kept of it.
-    pub async fn run_detail(&mut self, run: RunRef) -> Result<RunDetail, SessionError> {
-        match self.request(&ControlRequest::RunDetail(run)).await? {
-            ControlReply::RunDetail(detail) => Ok(detail),
-            _ => Err(self.unexpected("RunDetail")),
-        }
-    }
-
-    /// Makes the mesh let hosts in that prove a token.
-    pub async fn token_create(&mut self, create: TokenCreate) -> Result<TokenRecord, SessionError> {
-        match self.request_of_coordinator(&ControlRequest::TokenCreate(create)).await? {
-            ControlReply::Token(token) => Ok(token),
-            _ => Err(self.unexpected("TokenCreate")),
-        }
-    }
-
-    /// All join tokens that are remembered.
-    pub async fn tokens(&mut self) -> Result<Vec<TokenRecord>, SessionError> {
-        match self.request(&ControlRequest::TokenList).await? {
-            ControlReply::Tokens(tokens) => Ok(tokens),
-            _ => Err(self.unexpected("TokenList")),
-        }
-    }
-
-    /// Takes a join token back.
-    pub async fn token_revoke(&mut self, id: TokenId) -> Result<TokenRecord, SessionError> {
-        match self.request_of_coordinator(&ControlRequest::TokenRevoke(id)).await? {
-            ControlReply::Token(token) => Ok(token),
-            _ => Err(self.unexpected("TokenRevoke")),
-        }
+    pub async fn runs(&mut self) -> Answer<Vec<RunView>> {
+        self.ask(ControlRequest::RunList).await
     }
 
     /// One run; `latency` also pulls the hosts' histograms.
-    pub async fn run_show(&mut self, run: RunRef, latency: bool) -> Result<RunView, SessionError> {
-        match self.request(&ControlRequest::RunShow { run, latency }).await? {
-            ControlReply::Run(view) => Ok(view),
-            _ => Err(self.unexpected("RunShow")),
-        }
+    pub async fn run_show(&mut self, run: RunRef, latency: bool) -> Answer<RunView> {
+        self.ask(ControlRequest::RunShow { run, latency }).await
+    }
+
+    /// One run with all that its hosts kept of it.
+    pub async fn run_detail(&mut self, run: RunRef) -> Answer<RunDetail> {
+        self.ask(ControlRequest::RunDetail(run)).await
+    }
+
+    /// Makes the mesh let hosts in that prove a token.
+    pub async fn token_create(&mut self, create: TokenCreate) -> Answer<TokenRecord> {
+        self.ask(ControlRequest::TokenCreate(create)).await
+    }
+
+    /// All join tokens that are remembered.
+    pub async fn tokens(&mut self) -> Answer<Vec<TokenRecord>> {
+        self.ask(ControlRequest::TokenList).await
+    }
+
+    /// Takes a join token back.
+    pub async fn token_revoke(&mut self, id: TokenId) -> Answer<TokenRecord> {
+        self.ask(ControlRequest::TokenRevoke(id)).await
     }
 }
 
 fn may_repeat(kind: RefusalKind, request: &ControlRequest) -> bool {
     match kind {
         RefusalKind::NoCoordinator | RefusalKind::Busy => true,
-        RefusalKind::Deadline => client::repeatable(request),
+        RefusalKind::Deadline => request.repeatable(),
         _ => false,
     }
 }

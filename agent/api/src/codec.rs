@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use crate::limits::{CONTROL_REQUEST_BYTES_MAX, FRAME_BYTES_MAX, HELLO_BYTES_MAX, JOIN_BYTES_MAX};
 
 /// Version of frames and payloads. A peer of another version is refused by number.
-pub const PROTOCOL_VERSION: u8 = 5;
+pub const PROTOCOL_VERSION: u8 = 6;
 
 /// Bytes of a frame's header.
 pub const HEADER_BYTES: usize = 6;

@@ -111,6 +111,23 @@ impl ControlRequest {
             | Self::OperatorList => false,
         }
     }
+
+    /// Whether carrying it out twice is as good as once.
+    pub fn repeatable(&self) -> bool {
+        match self {
+            Self::RunStart(_) | Self::RunShare(_) | Self::RunVerify(_) => false,
+            // A second revocation would take back what was issued since the first: but only within
+            // one command's timeout.
+            Self::HostRemove(_)
+            | Self::HostReplace(_)
+            | Self::ClusterCreate(_)
+            | Self::RunStop(_)
+            | Self::TokenCreate(_)
+            | Self::TokenRevoke(_)
+            | Self::OperatorRevoke(_) => true,
+            _ => !self.changes(),
+        }
+    }
 }
 
 /// A host that is to be removed.
@@ -238,39 +255,11 @@ pub enum ControlReply {
     /// See [`ControlRequest::Members`].
     Members(Members),
     /// See [`ControlRequest::HostRemove`].
-    Removed {
-        /// What is refused from now on.
-        host: RemovedHost,
-        /// False when it was so before.
-        fresh: bool,
-        /// Nodes that it has in the plan: its hosts have their instances forget them, see
-        /// [`HostProgress::forgotten`].
-        nodes: u32,
-        /// What is left to do, in words.
-        notes: Vec<String>,
-    },
+    Removed(Removed),
     /// See [`ControlRequest::HostReplace`].
-    Replaced {
-        /// Id, in hex, that is refused from now on.
-        from: String,
-        /// Who has its instances.
-        to: PlannedHost,
-        /// How many they are.
-        instances: u32,
-        /// False when it was so before.
-        fresh: bool,
-    },
+    Replaced(Replaced),
     /// See [`ControlRequest::ClusterCreate`].
-    Created {
-        /// The plan that is now being carried out, or was already.
-        plan: ClusterPlan,
-        /// False when the same plan was there before.
-        fresh: bool,
-        /// Of a fresh plan: what the preflight warns of, and failures that were overridden.
-        warnings: Vec<Finding>,
-        /// What should be known of it, in words: why it is formed as it is.
-        notes: Vec<String>,
-    },
+    Created(Created),
     /// See [`ControlRequest::Doctor`].
     Doctor(Box<Report>),
     /// See [`ControlRequest::ClusterStatus`].
@@ -297,6 +286,81 @@ pub enum ControlReply {
     Refused(Refusal),
 }
 
+/// Gives each answer's own type out of a [`ControlReply`], or the reply back if it is of
+/// another kind.
+macro_rules! answers {
+    ($($variant:ident: $answer:ty,)*) => {$(
+        impl TryFrom<ControlReply> for $answer {
+            type Error = ControlReply;
+
+            fn try_from(reply: ControlReply) -> Result<Self, ControlReply> {
+                match reply {
+                    ControlReply::$variant(answer) => Ok(answer),
+                    other => Err(other),
+                }
+            }
+        }
+    )*};
+}
+
+answers! {
+    Members: Members,
+    Removed: Removed,
+    Replaced: Replaced,
+    Created: Created,
+    Doctor: Box<Report>,
+    ClusterStatus: ClusterStatus,
+    ClusterCheck: ClusterCheck,
+    RunStarted: Run,
+    Run: RunView,
+    RunDetail: RunDetail,
+    Runs: Vec<RunView>,
+    Token: TokenRecord,
+    Tokens: Vec<TokenRecord>,
+    Revoked: RevokedOperator,
+    Operators: Vec<RevokedOperator>,
+}
+
+/// A host that is refused from now on, or was before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Removed {
+    /// Whom.
+    pub host: RemovedHost,
+    /// False when it was so before.
+    pub fresh: bool,
+    /// Nodes that it has in the plan: the other hosts have their instances forget them, see
+    /// [`HostProgress::forgotten`].
+    pub nodes: u32,
+    /// What is left to do, in words.
+    pub notes: Vec<String>,
+}
+
+/// A host that has taken another one's place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replaced {
+    /// Who is refused from now on.
+    pub from: HostId,
+    /// Who has its instances.
+    pub to: PlannedHost,
+    /// How many they are.
+    pub instances: u32,
+    /// False when it was so before.
+    pub fresh: bool,
+}
+
+/// A plan that was made, or that was there before.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Created {
+    /// The plan that is now being carried out, or was already.
+    pub plan: ClusterPlan,
+    /// False when the same plan was there before.
+    pub fresh: bool,
+    /// Of a fresh plan: what the preflight warns of, and failures that were overridden.
+    pub warnings: Vec<Finding>,
+    /// What should be known of it, in words: why it is formed as it is.
+    pub notes: Vec<String>,
+}
+
 /// Why a request was not carried out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
@@ -305,6 +369,13 @@ pub struct Refusal {
     pub kind: RefusalKind,
     /// For people: what, which value, and the remedy.
     pub message: String,
+}
+
+impl Refusal {
+    /// One of `kind`.
+    pub fn new(kind: RefusalKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into() }
+    }
 }
 
 /// Classes of refusal.

@@ -6,6 +6,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::hex::{from_hex, hex};
+
 /// An id that could not be read back from its text form.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what} {value:?} is not {expected}")]
@@ -65,7 +67,7 @@ impl NodeId {
 
 impl fmt::Display for NodeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.write_str(&hex(&self.0))
     }
 }
 
@@ -79,16 +81,7 @@ impl FromStr for NodeId {
     type Err = ParseIdError;
 
     fn from_str(s: &str) -> Result<Self, Self::Err> {
-        let err = || ParseIdError::new("node id", s, "40 hex digits");
-        if s.len() != 40 || !s.is_ascii() {
-            return Err(err());
-        }
-        let mut id = [0; 20];
-        for (byte, pair) in id.iter_mut().zip(s.as_bytes().chunks_exact(2)) {
-            let text = std::str::from_utf8(pair).map_err(|_| err())?;
-            *byte = u8::from_str_radix(text, 16).map_err(|_| err())?;
-        }
-        Ok(Self(id))
+        from_hex(s).map(Self).ok_or_else(|| ParseIdError::new("node id", s, "40 hex digits"))
     }
 }
 

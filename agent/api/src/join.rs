@@ -274,6 +274,13 @@ pub struct TokenRecord {
     pub enrolled: Vec<Enrolled>,
 }
 
+impl TokenRecord {
+    /// Whether it lets no further host in.
+    pub fn is_over(&self, now_unix_ms: u64) -> bool {
+        self.revoked || self.expires_unix_ms <= now_unix_ms || self.enrolled.len() >= usize::from(self.uses)
+    }
+}
+
 /// A host that a token has let in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Enrolled {

@@ -4,11 +4,17 @@
 //! in flight is 0 once a share is closed.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{HostId, RunId};
 use crate::workload::Workload;
+
+/// How far ahead of a host's or a coordinator's clock a run may begin: no share waits longer, and
+/// a begin further ahead was set by an earlier coordinator whose clock is ahead, so that the end
+/// that follows from it says nothing.
+pub const BEGIN_AHEAD_MAX: Duration = Duration::from_secs(2);
 
 /// What a person asks of `run start` and `run verify`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -354,12 +354,12 @@ fn replies() -> Vec<ControlReply> {
             stamp: Stamp { term: 1, index: 2, leader: HostId(7) },
             members: vec![member],
         }),
-        ControlReply::Created {
+        ControlReply::Created(Created {
             plan: plan(),
             fresh: true,
             warnings: findings(),
             notes: vec!["because".to_owned()],
-        },
+        }),
         ControlReply::Doctor(Box::new(Report {
             spec: plan().spec,
             instances: 1000,
@@ -393,18 +393,18 @@ fn replies() -> Vec<ControlReply> {
         ControlReply::Refused(Refusal { kind: RefusalKind::Preflight, message: "memory".to_owned() }),
         ControlReply::Revoked(revoked().remove(0)),
         ControlReply::Operators(revoked()),
-        ControlReply::Replaced {
-            from: "00000003".to_owned(),
+        ControlReply::Replaced(Replaced {
+            from: HostId(3),
             to: plan().hosts[0].clone(),
             instances: 100,
             fresh: true,
-        },
-        ControlReply::Removed {
+        }),
+        ControlReply::Removed(Removed {
             host: removed().remove(0),
             fresh: true,
             nodes: 2,
             notes: vec!["forget".to_owned()],
-        },
+        }),
     ]
 }
 

@@ -1,40 +1,16 @@
 //! A share for a host that joins a run which is going on: what it is, or why it can't be.
 
-use redmesh_api::control::{RefusalKind, ShareRequest};
+use redmesh_api::control::{Refusal, RefusalKind, ShareRequest};
 use redmesh_api::ids::HostId;
 use redmesh_api::limits::{OUTSTANDING_MAX, SHARES_MAX, WORKERS_MAX};
 use redmesh_api::run::{Job, Run, RunStage, RunUntil, Share};
 
-use crate::census::Hosts;
-
-/// A refusal before it is put into a reply.
-pub type Refused = (RefusalKind, String);
-
-/// The host that goes by `name` and is alive.
-pub fn host_by_name(hosts: &Hosts, name: &str) -> Result<HostId, Refused> {
-    let named = || hosts.values().filter(|host| host.name() == name);
-    // One that lost its disk has left a dead namesake.
-    if let Some(host) = named().find(|host| host.alive) {
-        return Ok(host.id);
-    }
-    if named().next().is_some() {
-        let reason = format!("host {name:?} is not heard of: is its agent running?");
-        return Err((RefusalKind::Conflict, reason));
-    }
-    let mut known: Vec<_> = hosts.values().map(|host| host.name()).collect();
-    known.sort_by_cached_key(|name| super::natural(name));
-    Err((RefusalKind::NotFound, format!("there is no host {name:?}; known are {}", known.join(", "))))
-}
+use super::refuse;
 
 /// The share that `request` adds to `run` for `host`.
-pub fn added_share(
-    run: &Run,
-    request: &ShareRequest,
-    host: HostId,
-    now_unix_ms: u64,
-) -> Result<Share, Refused> {
-    let conflict = |reason: String| Err((RefusalKind::Conflict, reason));
-    let invalid = |reason: String| Err((RefusalKind::Invalid, reason));
+pub fn of(run: &Run, request: &ShareRequest, host: HostId, now_unix_ms: u64) -> Result<Share, Refusal> {
+    let conflict = |reason: String| refuse(RefusalKind::Conflict, reason);
+    let invalid = |reason: String| refuse(RefusalKind::Invalid, reason);
     if run.stage != RunStage::Running {
         return conflict(format!("run {} is not going on any more: a share can't join it", run.id));
     }
@@ -102,8 +78,6 @@ pub fn added_share(
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use redmesh_api::control::RunRef;
     use redmesh_api::ids::RunId;
     use redmesh_api::run::{ReadBack, RunSpec};
@@ -111,9 +85,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::census::CensusHost;
     use crate::coordinator::account;
-    use crate::facts::{HostFacts, LeadFacts, Observed};
 
     fn run(until: RunUntil) -> Run {
         Run {
@@ -132,15 +104,15 @@ mod tests {
         ShareRequest { run: RunRef::Latest, host: "host-3".to_owned(), workers, writes }
     }
 
-    fn why(run: &Run, request: &ShareRequest, now: u64) -> (RefusalKind, String) {
-        added_share(run, request, HostId(3), now).expect_err("is refused")
+    fn why(run: &Run, request: &ShareRequest, now: u64) -> Refusal {
+        of(run, request, HostId(3), now).expect_err("is refused")
     }
 
     #[test]
     fn an_added_share_has_workers_of_its_own() {
         let mut run = run(RunUntil::Seconds(60));
         for first_worker in [10, 14] {
-            let share = added_share(&run, &ask(4, None), HostId(3), 5_000).expect("joins");
+            let share = of(&run, &ask(4, None), HostId(3), 5_000).expect("joins");
             assert_eq!((share.host, share.workers, share.first_worker), (HostId(3), 4, first_worker));
             assert_eq!((share.writes, share.given_up, share.rest_of), (None, false, None));
             run.shares.push(share);
@@ -151,11 +123,11 @@ mod tests {
     fn what_does_not_fit_the_run_is_refused_in_words() {
         use RefusalKind::{Conflict, Invalid};
         let (timed, counted) = (run(RunUntil::Seconds(60)), run(RunUntil::Writes(100)));
-        assert!(added_share(&counted, &ask(1, Some(7)), HostId(3), 0).is_ok());
+        assert!(of(&counted, &ask(1, Some(7)), HostId(3), 0).is_ok());
         let words = |run: &Run, request, now, kind, text: &str| {
-            let (got, reason) = why(run, &request, now);
-            assert_eq!(got, kind, "{reason}");
-            assert!(reason.contains(text), "{reason}");
+            let refusal = why(run, &request, now);
+            assert_eq!(refusal.kind, kind, "{refusal}");
+            assert!(refusal.message.contains(text), "{refusal}");
         };
         words(&counted, ask(1, None), 0, Invalid, "--writes");
         words(&counted, ask(1, Some(0)), 0, Invalid, "at least 1");
@@ -170,32 +142,5 @@ mod tests {
         let mut reads = timed;
         reads.spec.job = Job::ReadBack(ReadBack { of: reads.id, wrap: None, pipeline: 1, per_million: 1 });
         words(&reads, ask(1, None), 0, Conflict, "reads back");
-    }
-
-    #[test]
-    fn a_host_is_known_by_its_name_while_it_is_alive() {
-        let host = |id: u32, name: &str, alive| CensusHost {
-            id: HostId(id),
-            addr: "127.0.0.1:1".parse().expect("an address"),
-            alive,
-            facts: Some(HostFacts {
-                name: name.to_owned(),
-                version: String::new(),
-                http: None,
-                redis_ip: "127.0.0.1".parse().expect("an address"),
-                base_port: 1,
-                bootstrap_expect: 1,
-                signs: false,
-                redis_tls: false,
-            }),
-            lead: LeadFacts::default(),
-            observed: Observed::default(),
-        };
-        let all = [host(1, "a", false), host(2, "a", true), host(3, "b", false)];
-        let hosts: Hosts = all.into_iter().map(|host| (host.id, host)).collect::<BTreeMap<_, _>>();
-        assert_eq!(host_by_name(&hosts, "a"), Ok(HostId(2)));
-        assert_eq!(host_by_name(&hosts, "b").map_err(|it| it.0), Err(RefusalKind::Conflict));
-        let (kind, reason) = host_by_name(&hosts, "c").expect_err("unknown");
-        assert!(kind == RefusalKind::NotFound && reason.contains("\"c\"") && reason.contains("a, a, b"));
     }
 }

@@ -1,18 +1,17 @@
 //! Hosts that `cluster create` gives a number of instances of their own.
 
-use redmesh_api::control::RefusalKind;
+use redmesh_api::control::{Refusal, RefusalKind};
 use redmesh_api::level::ClusterSpec;
 
-use super::joining::{self, Refused};
+use super::host_by_name;
 use crate::census::Hosts;
 
-/// The first host named in `spec` that there is not. One that is not heard of may be left
-/// out all the same.
-pub fn unknown(spec: &ClusterSpec, hosts: &Hosts) -> Option<Refused> {
-    spec.instances_of.iter().find_map(|(name, &instances)| match joining::host_by_name(hosts, name) {
-        Ok(_) => None,
-        Err((RefusalKind::Conflict, _)) if instances == 0 => None,
-        Err(refusal) => Some(refusal),
+/// Whether all hosts named in `spec` are here. One that is not heard of may be left out all
+/// the same.
+pub fn known(spec: &ClusterSpec, hosts: &Hosts) -> Result<(), Refusal> {
+    spec.instances_of.iter().try_for_each(|(name, &instances)| match host_by_name(hosts, name) {
+        Err(refusal) if refusal.kind != RefusalKind::Conflict || instances > 0 => Err(refusal),
+        _ => Ok(()),
     })
 }
 
@@ -28,31 +27,10 @@ mod tests {
     use redmesh_api::ids::HostId;
 
     use super::*;
-    use crate::census::CensusHost;
-    use crate::facts::HostFacts;
+    use crate::census::{CensusHost, example_host};
 
     fn hosts() -> Hosts {
-        let host = |id: u32, alive| {
-            let facts = HostFacts {
-                name: format!("db-{id}"),
-                version: String::new(),
-                http: None,
-                redis_ip: [127, 0, 0, 1].into(),
-                base_port: 6379,
-                bootstrap_expect: 3,
-                signs: false,
-                redis_tls: false,
-            };
-            let host = CensusHost {
-                id: HostId(id),
-                addr: ([127, 0, 0, 1], 7379).into(),
-                alive,
-                facts: Some(facts),
-                lead: Default::default(),
-                observed: Default::default(),
-            };
-            (host.id, host)
-        };
+        let host = |id: u8, alive| (HostId(id.into()), example_host(id, &format!("db-{id}"), alive));
         BTreeMap::from([host(1, true), host(2, true), host(3, false)])
     }
 
@@ -66,17 +44,24 @@ mod tests {
 
     #[test]
     fn unknown_hosts_are_refused_with_the_names_there_are() {
-        assert_eq!(unknown(&spec(&[("db-1", 4), ("db-2", 0)]), &hosts()), None);
-        let (kind, reason) = unknown(&spec(&[("db-1", 4), ("db-9", 0)]), &hosts()).expect("a refusal");
-        assert_eq!(kind, RefusalKind::NotFound);
-        assert!(reason.contains("\"db-9\"; known are db-1, db-2, db-3"), "{reason}");
+        assert_eq!(known(&spec(&[("db-1", 4), ("db-2", 0)]), &hosts()), Ok(()));
+        let refusal = known(&spec(&[("db-1", 4), ("db-9", 0)]), &hosts()).expect_err("a refusal");
+        assert_eq!(refusal.kind, RefusalKind::NotFound);
+        assert!(refusal.message.contains("\"db-9\"; known are db-1, db-2, db-3"), "{refusal}");
     }
 
     #[test]
     fn a_host_that_is_not_heard_of_can_only_be_left_out() {
-        assert_eq!(unknown(&spec(&[("db-3", 0)]), &hosts()), None);
-        let (_, reason) = unknown(&spec(&[("db-3", 5)]), &hosts()).expect("a refusal");
-        assert!(reason.contains("\"db-3\" is not heard of"), "{reason}");
+        assert_eq!(known(&spec(&[("db-3", 0)]), &hosts()), Ok(()));
+        let refusal = known(&spec(&[("db-3", 5)]), &hosts()).expect_err("a refusal");
+        assert!(refusal.message.contains("\"db-3\" is not heard of"), "{refusal}");
+    }
+
+    #[test]
+    fn a_host_that_came_back_is_meant_and_not_its_dead_namesake() {
+        let mut hosts = hosts();
+        hosts.insert(HostId(4), CensusHost { id: HostId(4), ..example_host(3, "db-3", true) });
+        assert_eq!(host_by_name(&hosts, "db-3"), Ok(HostId(4)));
     }
 
     #[test]

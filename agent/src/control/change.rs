@@ -2,7 +2,8 @@
 //! hosts.
 
 use redmesh_api::control::{
-    ClusterCreate, ControlReply, ControlRequest, RefusalKind, RunRef, ShareRequest, VerifyRequest,
+    ClusterCreate, ControlReply, ControlRequest, Created, Refusal, RefusalKind, RunRef, ShareRequest,
+    VerifyRequest,
 };
 use redmesh_api::ids::{HostId, PlanId, RunId};
 use redmesh_api::level::{Level, PlanStage, PlannedHost};
@@ -10,8 +11,7 @@ use redmesh_api::limits::{OUTSTANDING_MAX, PIPELINE_MAX, THREADS_PER_HOST_MAX, W
 use redmesh_api::run::{Job, Run, RunSpec, RunStage, RunUntil, Share};
 use uuid::Uuid;
 
-use super::joining::{self, Refused};
-use super::{Control, apart, doctor, refused, runs, surveying, verify};
+use super::{Answer, Control, added_share, apart, doctor, host_by_name, refuse, runs, surveying, verify};
 use crate::cluster::{self, PlanInput};
 use crate::consensus::{Applied, Command, ProposeError};
 use crate::coordinator::{account, settle};
@@ -31,11 +31,12 @@ const BEGIN_AHEAD_MS: u64 = 500;
 
 impl Control {
     pub(super) async fn change(&self, request: ControlRequest) -> ControlReply {
+        self.try_to_change(request).await.unwrap_or_else(ControlReply::Refused)
+    }
+
+    pub(super) async fn try_to_change(&self, request: ControlRequest) -> Answer {
         // Nothing below may rest on a level that a newer coordinator has changed.
-        let level = match self.orders.confirm().await {
-            Ok(level) => level,
-            Err(error) => return not_begun(&error),
-        };
+        let level = self.orders.confirm().await.map_err(|error| not_begun(&error))?;
         match request {
             ControlRequest::HostRemove(request) => self.remove(&level, &request).await,
             ControlRequest::HostReplace(request) => self.replace(&level, &request).await,
@@ -47,20 +48,29 @@ impl Control {
             ControlRequest::TokenCreate(create) => self.token_create(&level, &create).await,
             ControlRequest::TokenRevoke(id) => self.token_revoke(&level, id).await,
             ControlRequest::OperatorRevoke(request) => self.operator_revoke(&request).await,
-            other => refused(RefusalKind::Internal, format!("{other:?} changes nothing")),
+            other => refuse(RefusalKind::Internal, format!("{} changes nothing", other.name())),
         }
     }
 
-    async fn create(&self, level: &Level, ClusterCreate { spec, force }: ClusterCreate) -> ControlReply {
+    /// Makes a change, unless it was made before.
+    pub(super) async fn commit(&self, command: Command) -> Result<(), Refusal> {
+        match self.orders.commit(command).await {
+            Ok(Applied::Done | Applied::Unchanged) => Ok(()),
+            Ok(Applied::Rejected(reason)) => refuse(RefusalKind::Conflict, reason),
+            Err(error) => Err(uncertain(&error)),
+        }
+    }
+
+    async fn create(&self, level: &Level, ClusterCreate { spec, force }: ClusterCreate) -> Answer {
         if level.mesh.is_none() {
-            return refused(RefusalKind::NoCoordinator, "the mesh is just being founded: try again");
+            return refuse(RefusalKind::NoCoordinator, "the mesh is just being founded: try again");
         }
         if let Some(plan) = &level.plan {
             return if plan.spec == spec {
                 let (warnings, notes) = (Vec::new(), Vec::new());
-                ControlReply::Created { plan: plan.clone(), fresh: false, warnings, notes }
+                Ok(ControlReply::Created(Created { plan: plan.clone(), fresh: false, warnings, notes }))
             } else {
-                refused(
+                refuse(
                     RefusalKind::Conflict,
                     format!(
                         "a cluster of {} instances ({} per host{}, {} replicas) is there already; a create \
@@ -74,7 +84,7 @@ impl Control {
             };
         }
         if let Some(reason) = doctor::per_host_problem(&spec) {
-            return refused(RefusalKind::Invalid, reason);
+            return refuse(RefusalKind::Invalid, reason);
         }
         let known = self.census.hosts();
         let hosts: Vec<PlannedHost> = known
@@ -92,7 +102,7 @@ impl Control {
             .collect();
         if hosts.len() < usize::from(self.census.bootstrap_expect) {
             let silent: Vec<_> = known.values().filter(|host| !host.alive).map(|host| host.name()).collect();
-            return refused(
+            return refuse(
                 RefusalKind::Invalid,
                 format!(
                     "{} of the {} hosts that mesh.bootstrap_expect names are here; not heard of: {}",
@@ -103,22 +113,15 @@ impl Control {
             );
         }
         let mut hosts = hosts;
-        if let Some((kind, reason)) = apart::unknown(&spec, &known) {
-            return refused(kind, reason);
-        }
+        apart::known(&spec, &known)?;
         hosts.sort_by_cached_key(|host| super::natural(&host.name));
         // The survey first: of servers that run already it knows more than that their ports
         // are silent.
-        let surveyed = match surveying::survey(&self.census, &*self.transport, &spec, &hosts).await {
-            Ok(surveyed) => surveyed,
-            Err((kind, reason)) => return refused(kind, reason),
-        };
+        let surveyed = surveying::survey(&self.census, &*self.transport, &spec, &hosts).await?;
         let report = self.examine(level, &spec).await;
         let (suited_ms, hz) = (report.node_timeout_ms, report.hz);
-        let warnings = match doctor::pass(report, &force) {
-            Ok(warnings) => warnings,
-            Err(reason) => return refused(RefusalKind::Preflight, reason),
-        };
+        let warnings =
+            doctor::pass(report, &force).map_err(|reason| Refusal::new(RefusalKind::Preflight, reason))?;
         let node_timeout_ms = spec.node_timeout_ms.or(surveyed.node_timeout_ms);
         let input = PlanInput {
             id: PlanId(Uuid::new_v4()),
@@ -129,25 +132,18 @@ impl Control {
             hosts,
             created_unix_ms: self.census.clock.now_unix_ms(),
         };
-        let planned = match cluster::plan(input, &mut rand::rng()) {
-            Ok(planned) => planned,
-            Err(error) => return refused(RefusalKind::Invalid, crate::error_chain(&error)),
-        };
-        match self.orders.commit(Command::CreatePlan(Box::new(planned.clone()))).await {
-            Ok(Applied::Done | Applied::Unchanged) => {
-                ControlReply::Created { plan: planned, fresh: true, warnings, notes: surveyed.notes }
-            }
-            Ok(Applied::Rejected(reason)) => refused(RefusalKind::Conflict, reason),
-            Err(error) => uncertain(&error),
-        }
+        let plan = cluster::plan(input, &mut rand::rng())
+            .map_err(|error| Refusal::new(RefusalKind::Invalid, crate::error_chain(&error)))?;
+        self.commit(Command::CreatePlan(Box::new(plan.clone()))).await?;
+        Ok(ControlReply::Created(Created { plan, fresh: true, warnings, notes: surveyed.notes }))
     }
 
-    async fn start(&self, level: &Level, spec: RunSpec) -> ControlReply {
+    async fn start(&self, level: &Level, spec: RunSpec) -> Answer {
         if let Job::ReadBack(_) = spec.job {
-            return refused(RefusalKind::Invalid, "what was written is read back by redmeshctl run verify");
+            return refuse(RefusalKind::Invalid, "what was written is read back by redmeshctl run verify");
         }
         if let Some(reason) = spec_problem(&spec) {
-            return refused(RefusalKind::Invalid, reason);
+            return refuse(RefusalKind::Invalid, reason);
         }
         let known = self.census.hosts();
         let planned = level.plan.iter().flat_map(|plan| &plan.hosts).map(|host| host.id);
@@ -163,15 +159,9 @@ impl Control {
         .await
     }
 
-    async fn verify(&self, level: &Level, request: &VerifyRequest) -> ControlReply {
-        let run = match verify::find(level, &request.run) {
-            Ok(run) => run,
-            Err(refusal) => return ControlReply::Refused(refusal),
-        };
-        let (spec, shares) = match verify::read_back(run, request, &self.census.hosts()) {
-            Ok(reading) => reading,
-            Err((kind, reason)) => return refused(kind, reason),
-        };
+    async fn verify(&self, level: &Level, request: &VerifyRequest) -> Answer {
+        let run = verify::find(level, &request.run)?;
+        let (spec, shares) = verify::read_back(run, request, &self.census.hosts())?;
         self.begin(level, spec, || Ok(shares)).await
     }
 
@@ -180,27 +170,24 @@ impl Control {
         &self,
         level: &Level,
         spec: RunSpec,
-        shares: impl FnOnce() -> Result<Vec<Share>, Refused>,
-    ) -> ControlReply {
+        shares: impl FnOnce() -> Result<Vec<Share>, Refusal>,
+    ) -> Answer {
         let Some(plan) = level.plan.as_ref().filter(|plan| plan.stage == PlanStage::Formed) else {
-            return refused(
+            return refuse(
                 RefusalKind::Conflict,
                 "there is no formed cluster to write into: redmeshctl cluster create comes first",
             );
         };
         if let Some(active) = level.runs.iter().find(|run| run.stage != RunStage::Done) {
-            return refused(
+            return refuse(
                 RefusalKind::Conflict,
                 format!("run {} is going on: wait for it or stop it (redmeshctl run stop)", active.id),
             );
         }
-        let shares = match shares() {
-            Ok(shares) => shares,
-            Err((kind, reason)) => return refused(kind, reason),
-        };
+        let shares = shares()?;
         let sampled = settle::sample_servers(&self.census, &*self.transport).await;
         if let Some(reason) = sampled.missing.first() {
-            return refused(
+            return refuse(
                 RefusalKind::Conflict,
                 format!(
                     "{} of {} instances could not be sampled, so the ledger could not be held against them; first: {reason}",
@@ -220,61 +207,38 @@ impl Control {
             before: sampled.samples,
             result: None,
         };
-        match self.orders.commit(Command::StartRun(Box::new(run.clone()))).await {
-            Ok(Applied::Done | Applied::Unchanged) => ControlReply::RunStarted(run),
-            Ok(Applied::Rejected(reason)) => refused(RefusalKind::Conflict, reason),
-            Err(error) => uncertain(&error),
-        }
+        self.commit(Command::StartRun(Box::new(run.clone()))).await?;
+        Ok(ControlReply::RunStarted(run))
     }
 
-    async fn share(&self, level: &Level, request: &ShareRequest) -> ControlReply {
-        let run = match runs::find(level, &request.run) {
-            Ok(run) => run,
-            Err(refusal) => return ControlReply::Refused(refusal),
-        };
-        let share = joining::host_by_name(&self.census.hosts(), &request.host)
-            .and_then(|host| joining::added_share(run, request, host, self.census.clock.now_unix_ms()));
-        let (share, known) = match (share, u16::try_from(run.shares.len())) {
-            (Ok(share), Ok(known)) => (share, known),
-            (Err((kind, reason)), _) => return refused(kind, reason),
-            (Ok(_), Err(error)) => return refused(RefusalKind::Internal, error.to_string()),
-        };
+    async fn share(&self, level: &Level, request: &ShareRequest) -> Answer {
+        let run = runs::find(level, &request.run)?;
+        let host = host_by_name(&self.census.hosts(), &request.host)?;
+        let share = added_share::of(run, request, host, self.census.clock.now_unix_ms())?;
+        // Bounded by SHARES_MAX.
+        let known = u16::try_from(run.shares.len()).unwrap_or(u16::MAX);
         let add = Command::AddShares { run: run.id, known, given_up: None, shares: vec![share] };
-        match self.orders.commit(add).await {
-            Ok(Applied::Done | Applied::Unchanged) => {}
-            Ok(Applied::Rejected(reason)) => return refused(RefusalKind::Conflict, reason),
-            Err(error) => return uncertain(&error),
-        }
+        self.commit(add).await?;
         self.changed(run.id).await
     }
 
-    async fn stop(&self, level: &Level, run: &RunRef) -> ControlReply {
-        let run = match runs::find(level, run) {
-            Ok(run) => run.clone(),
-            Err(refusal) => return ControlReply::Refused(refusal),
-        };
+    async fn stop(&self, level: &Level, run: &RunRef) -> Answer {
+        let run = runs::find(level, run)?;
         if run.stage == RunStage::Running {
-            let stop = Command::AdvanceRun { run: run.id, to: RunStage::Stopping };
-            match self.orders.commit(stop).await {
-                Ok(Applied::Done | Applied::Unchanged) => {}
-                Ok(Applied::Rejected(reason)) => return refused(RefusalKind::Conflict, reason),
-                Err(error) => return uncertain(&error),
-            }
+            self.commit(Command::AdvanceRun { run: run.id, to: RunStage::Stopping }).await?;
         }
         self.changed(run.id).await
     }
 
     /// A run as it stands after a change: this host's copy of the level may be a moment
     /// behind what was committed.
-    async fn changed(&self, run: RunId) -> ControlReply {
+    async fn changed(&self, run: RunId) -> Answer {
         let level = match self.orders.confirm().await {
             Ok(level) => level,
             Err(_) => self.census.level(),
         };
-        match runs::find(&level, &RunRef::Prefix(run.0.to_string())) {
-            Ok(run) => ControlReply::Run(self.run_view(run)),
-            Err(refusal) => ControlReply::Refused(refusal),
-        }
+        let run = runs::find(&level, &RunRef::Prefix(run.0.to_string()))?;
+        Ok(ControlReply::Run(self.run_view(run)))
     }
 }
 
@@ -319,34 +283,32 @@ fn spec_problem(spec: &RunSpec) -> Option<String> {
 }
 
 /// Whom of the hosts that are alive the load is placed on.
-fn load_hosts(alive: &[HostId], wanted: Option<u16>) -> Result<&[HostId], Refused> {
+fn load_hosts(alive: &[HostId], wanted: Option<u16>) -> Result<&[HostId], Refusal> {
     let count = wanted.map_or(alive.len(), usize::from);
     match alive.get(..count) {
-        _ if alive.is_empty() => {
-            Err((RefusalKind::Conflict, "no host of the plan is alive to bear load".to_owned()))
-        }
+        _ if alive.is_empty() => refuse(RefusalKind::Conflict, "no host of the plan is alive to bear load"),
         Some(bearers) if count > 0 => Ok(bearers),
-        _ => Err((
+        _ => refuse(
             RefusalKind::Invalid,
             format!(
                 "load_hosts = {count}: must be 1 to {}, the hosts of the plan that are alive",
                 alive.len()
             ),
-        )),
+        ),
     }
 }
 
 /// It never came to a proposal, so nothing was done.
-fn not_begun(error: &ProposeError) -> ControlReply {
+fn not_begun(error: &ProposeError) -> Refusal {
     let message = format!("nothing was changed: {}; try again", crate::error_chain(error));
-    refused(RefusalKind::NoCoordinator, message)
+    Refusal::new(RefusalKind::NoCoordinator, message)
 }
 
 /// A proposal that may be committed all the same, even by a successor.
-pub(super) fn uncertain(error: &ProposeError) -> ControlReply {
+pub(super) fn uncertain(error: &ProposeError) -> Refusal {
     let message =
         format!("it may have been done or not: {}; look before trying again", crate::error_chain(error));
-    refused(RefusalKind::Deadline, message)
+    Refusal::new(RefusalKind::Deadline, message)
 }
 
 #[cfg(test)]
@@ -393,10 +355,10 @@ mod tests {
         assert_eq!(load_hosts(&alive, None), Ok(&alive[..]));
         assert_eq!(load_hosts(&alive, Some(2)), Ok(&alive[..2]));
         for wanted in [0, 4] {
-            let (kind, reason) = load_hosts(&alive, Some(wanted)).expect_err("is refused");
-            assert_eq!(kind, RefusalKind::Invalid);
-            assert!(reason.contains(&format!("load_hosts = {wanted}: must be 1 to 3")), "{reason}");
+            let refusal = load_hosts(&alive, Some(wanted)).expect_err("is refused");
+            assert_eq!(refusal.kind, RefusalKind::Invalid);
+            assert!(refusal.message.contains(&format!("load_hosts = {wanted}: must be 1 to 3")), "{refusal}");
         }
-        assert_eq!(load_hosts(&[], Some(1)).map_err(|(kind, _)| kind), Err(RefusalKind::Conflict));
+        assert_eq!(load_hosts(&[], Some(1)).map_err(|refusal| refusal.kind), Err(RefusalKind::Conflict));
     }
 }

@@ -5,10 +5,10 @@ mod standing;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use redmesh_api::control::{ClusterCheck, ControlReply, InstanceView, RefusalKind};
+use redmesh_api::control::{ClusterCheck, InstanceView, Refusal, RefusalKind};
 use redmesh_api::level::{ClusterPlan, Level, SLOTS};
 
-use super::refused;
+use super::refuse;
 use crate::census::Census;
 use crate::peer::{self, PeerReply, PeerRequest};
 use crate::transport::Transport;
@@ -23,10 +23,10 @@ const REDIS_CLI: &str = "redis-cli";
 const REDIS_CLI_TLS: &str = "redis-cli --tls --cacert ca.pem";
 
 /// Asks all hosts of the plan for their instances' views and judges them.
-pub async fn cluster_check(census: &Census, transport: &dyn Transport) -> ControlReply {
+pub async fn cluster_check(census: &Census, transport: &dyn Transport) -> Result<ClusterCheck, Refusal> {
     let level = census.level();
     let Some(plan) = &level.plan else {
-        return refused(
+        return refuse(
             RefusalKind::NotFound,
             "there is no cluster yet: redmeshctl cluster create --instances-per-host N",
         );
@@ -51,7 +51,7 @@ pub async fn cluster_check(census: &Census, transport: &dyn Transport) -> Contro
     }
     let tls = hosts.values().any(|host| host.facts.as_ref().is_some_and(|facts| facts.redis_tls));
     let redis_cli = if tls { REDIS_CLI_TLS } else { REDIS_CLI };
-    ControlReply::ClusterCheck(judge(&level, plan, views, errors, redis_cli))
+    Ok(judge(&level, plan, views, errors, redis_cli))
 }
 
 /// What the views amount to, where `redis_cli` begins a command to a server; pure.

@@ -10,9 +10,8 @@ use redmesh_api::level::{ClusterPlan, ClusterSpec, Level};
 use redmesh_api::limits::INSTANCES_PER_HOST_MAX;
 use redmesh_api::preflight::{Check, Finding, Report, Severity};
 
-use super::{Control, natural, refused};
+use super::{Answer, Control, natural, refuse};
 use crate::census::CensusHost;
-use crate::clock::now_unix_ms;
 use crate::peer::{self, PeerReply, PeerRequest};
 use crate::preflight::rules::Silent;
 use crate::preflight::{ClockOffset, HostSeen, Question, Readings, examine};
@@ -28,10 +27,10 @@ const NAMED_MAX: usize = 5;
 
 impl Control {
     /// Answers `redmeshctl doctor`.
-    pub(super) async fn doctor(&self, spec: ClusterSpec) -> ControlReply {
+    pub(super) async fn doctor(&self, spec: ClusterSpec) -> Answer {
         match per_host_problem(&spec) {
-            Some(reason) => refused(RefusalKind::Invalid, reason),
-            None => ControlReply::Doctor(Box::new(self.examine(&self.census.level(), &spec).await)),
+            Some(reason) => refuse(RefusalKind::Invalid, reason),
+            None => Ok(ControlReply::Doctor(Box::new(self.examine(&self.census.level(), &spec).await))),
         }
     }
 
@@ -81,7 +80,7 @@ impl Control {
     async fn clock_of(&self, host: &CensusHost) -> Option<ClockOffset> {
         let mut best: Option<ClockOffset> = None;
         for _ in 0..CLOCK_TRIES {
-            let (asked_ms, asked) = (now_unix_ms(), Instant::now());
+            let (asked_ms, asked) = (self.census.clock.now_unix_ms(), Instant::now());
             let answer = peer::ask(&*self.transport, host.addr, &PeerRequest::Clock, peer::QUICK_DEADLINE);
             let Ok(PeerReply::Clock { unix_ms }) = answer.await else { break };
             let round_trip_ms =

@@ -5,11 +5,11 @@
 //! decides what the mesh does next: that is the coordinator's.
 
 pub mod access;
+mod added_share;
 pub mod apart;
 pub mod change;
 pub mod check;
 pub mod doctor;
-pub mod joining;
 pub mod operators;
 pub mod removing;
 mod replacing;
@@ -25,10 +25,11 @@ use redmesh_api::control::{
     ClusterStatus, ControlReply, ControlRequest, HostProgress, Member, MemberState, Members, Refusal,
     RefusalKind,
 };
+use redmesh_api::ids::HostId;
 use redmesh_api::level::{ClusterPlan, PlanStage};
 use tokio::sync::{Mutex, watch};
 
-use crate::census::{Census, CensusHost};
+use crate::census::{Census, CensusHost, Hosts};
 use crate::coordinator::orders::Orders;
 use crate::peer::{self, PeerReply, PeerRequest};
 use crate::transport::{Transport, TransportError};
@@ -57,9 +58,29 @@ impl std::fmt::Debug for Control {
     }
 }
 
-/// A refusal as a reply.
-fn refused(kind: RefusalKind, message: impl Into<String>) -> ControlReply {
-    ControlReply::Refused(Refusal { kind, message: message.into() })
+/// The host that goes by `name` and is alive.
+fn host_by_name(hosts: &Hosts, name: &str) -> Result<HostId, Refusal> {
+    let named = || hosts.values().filter(|host| host.name() == name);
+    // One that lost its disk has left a dead namesake.
+    if let Some(host) = named().find(|host| host.alive) {
+        return Ok(host.id);
+    }
+    if named().next().is_some() {
+        return refuse(
+            RefusalKind::Conflict,
+            format!("host {name:?} is not heard of: is its agent running?"),
+        );
+    }
+    let mut known: Vec<_> = hosts.values().map(CensusHost::name).collect();
+    known.sort_by_cached_key(|name| natural(name));
+    refuse(RefusalKind::NotFound, format!("there is no host {name:?}; known are {}", known.join(", ")))
+}
+
+/// What a request comes to.
+type Answer = Result<ControlReply, Refusal>;
+
+fn refuse<T>(kind: RefusalKind, message: impl Into<String>) -> Result<T, Refusal> {
+    Err(Refusal::new(kind, message))
 }
 
 impl Control {
@@ -76,16 +97,22 @@ impl Control {
 
     /// Answers `request`, passing it on to the coordinator if it changes something.
     pub async fn answer(&self, request: ControlRequest) -> ControlReply {
+        self.try_to_answer(request).await.unwrap_or_else(ControlReply::Refused)
+    }
+
+    async fn try_to_answer(&self, request: ControlRequest) -> Answer {
         match request {
-            ControlRequest::Members => ControlReply::Members(self.members()),
-            ControlRequest::ClusterStatus => ControlReply::ClusterStatus(self.cluster_status()),
-            ControlRequest::ClusterCheck => check::cluster_check(&self.census, &*self.transport).await,
+            ControlRequest::Members => Ok(ControlReply::Members(self.members())),
+            ControlRequest::ClusterStatus => Ok(ControlReply::ClusterStatus(self.cluster_status())),
+            ControlRequest::ClusterCheck => {
+                check::cluster_check(&self.census, &*self.transport).await.map(ControlReply::ClusterCheck)
+            }
             ControlRequest::Doctor(spec) => self.doctor(spec).await,
-            ControlRequest::RunList => ControlReply::Runs(self.run_list()),
+            ControlRequest::RunList => Ok(ControlReply::Runs(self.run_list())),
             ControlRequest::RunShow { run, latency } => self.run_show(&run, latency).await,
             ControlRequest::RunDetail(run) => self.run_detail(&run).await,
-            ControlRequest::TokenList => self.token_list(),
-            ControlRequest::OperatorList => self.operator_list(),
+            ControlRequest::TokenList => Ok(self.token_list()),
+            ControlRequest::OperatorList => Ok(self.operator_list()),
             ControlRequest::HostRemove(_)
             | ControlRequest::HostReplace(_)
             | ControlRequest::ClusterCreate(_)
@@ -121,36 +148,35 @@ impl Control {
         None
     }
 
-    async fn pass_on(&self, request: ControlRequest) -> ControlReply {
+    async fn pass_on(&self, request: ControlRequest) -> Answer {
         if let ControlRequest::HostRemove(remove) = &request {
             if self.removes(remove, self.census.host) {
                 // Its answer would be cut off with it.
                 let reason =
                     format!("this agent is {}'s: ask another one (--agent) to remove it", remove.host);
-                return refused(RefusalKind::Conflict, reason);
+                return refuse(RefusalKind::Conflict, reason);
             }
             if let Some(coordinator) = self.census.coordinator()
                 && self.removes(remove, coordinator.id)
-                && let Err(reply) = self.succeed(&coordinator).await
             {
-                return reply;
+                self.succeed(&coordinator).await?;
             }
         }
-        if self.census.acting() { self.change(request).await } else { self.forward(request).await }
+        if self.census.acting() { self.try_to_change(request).await } else { self.forward(request).await }
     }
 
-    async fn forward(&self, request: ControlRequest) -> ControlReply {
+    async fn forward(&self, request: ControlRequest) -> Answer {
         let Some(coordinator) = self.census.coordinator() else {
             let why = self.waiting_for().unwrap_or_else(|| "an election".to_owned());
-            return refused(
+            return refuse(
                 RefusalKind::NoCoordinator,
                 format!("no coordinator acts at the moment; waiting for {why}"),
             );
         };
         let forwarded = PeerRequest::Forward(request);
         match peer::ask(&*self.transport, coordinator.addr, &forwarded, peer::FORWARD_DEADLINE).await {
-            Ok(PeerReply::Control(reply)) => *reply,
-            Ok(other) => refused(RefusalKind::Internal, format!("{} answered {other:?}", coordinator.name())),
+            Ok(PeerReply::Control(reply)) => Ok(*reply),
+            Ok(other) => refuse(RefusalKind::Internal, format!("{} answered {other:?}", coordinator.name())),
             Err(error) => {
                 let kind = match error {
                     TransportError::Unreachable { .. } | TransportError::Refused { .. } => {
@@ -160,7 +186,7 @@ impl Control {
                     _ => RefusalKind::Deadline,
                 };
                 let error = crate::error_chain(&error);
-                refused(kind, format!("the coordinator {} did not answer: {error}", coordinator.name()))
+                refuse(kind, format!("the coordinator {} did not answer: {error}", coordinator.name()))
             }
         }
     }

@@ -9,16 +9,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use redmesh_api::control::{ControlReply, HostRemove, InstanceView, RefusalKind, RemovalCheck};
+use redmesh_api::control::{
+    ControlReply, HostRemove, InstanceView, Refusal, RefusalKind, RemovalCheck, Removed,
+};
 use redmesh_api::ids::HostId;
 use redmesh_api::level::{ClusterPlan, Level, PlanStage, RemovedHost, SLOTS};
 
 use super::change::uncertain;
-use super::joining::Refused;
-use super::{Control, check, natural, refused};
+use super::{Answer, Control, check, natural, refuse};
 use crate::census::{CensusHost, Hosts};
 use crate::consensus::voters::voters_without;
-use crate::consensus::{Applied, Command, HAND_OVER_MAX, VoterNode};
+use crate::consensus::{Command, HAND_OVER_MAX, VoterNode};
 use crate::peer::{self, PeerReply, PeerRequest};
 
 /// For another host to be elected after the coordinator has given leadership up.
@@ -43,7 +44,7 @@ pub(super) fn removed_as<'a>(level: &'a Level, wanted: &str) -> Option<&'a Remov
     level.removed.iter().rev().find(is_meant)
 }
 
-fn find(level: &Level, hosts: &Hosts, request: &HostRemove) -> Result<Target, Refused> {
+fn find(level: &Level, hosts: &Hosts, request: &HostRemove) -> Result<Target, Refusal> {
     let wanted = request.host.as_str();
     let means = |id: HostId, name: &str| name == wanted || id.to_string() == wanted;
     let planned = level.plan.iter().flat_map(|plan| &plan.hosts).map(|host| (host.id, host.name.clone()));
@@ -66,13 +67,13 @@ fn find(level: &Level, hosts: &Hosts, request: &HostRemove) -> Result<Target, Re
             }
             if request.force.contains(&RemovalCheck::Unknown) {
                 if !redmesh_api::tls::valid_name(wanted) {
-                    return Err((RefusalKind::Invalid, format!("{wanted:?} can be no host's name")));
+                    return refuse(RefusalKind::Invalid, format!("{wanted:?} can be no host's name"));
                 }
                 return Ok(Target::Host { id: None, name: wanted.to_owned(), certificates: true });
             }
             let mut names: Vec<_> = known.into_values().collect();
             names.sort_by_cached_key(|name| natural(name));
-            Err((
+            refuse(
                 RefusalKind::NotFound,
                 format!(
                     "there is no host {wanted:?}; known are {}. To refuse the certificates of a host that the mesh \
@@ -80,14 +81,14 @@ fn find(level: &Level, hosts: &Hosts, request: &HostRemove) -> Result<Target, Re
                     names.join(", "),
                     RemovalCheck::Unknown.name()
                 ),
-            ))
+            )
         }
         _ => {
             let ids: Vec<_> = found.iter().map(|(id, _)| id.to_string()).collect();
-            Err((
+            refuse(
                 RefusalKind::Conflict,
                 format!("several hosts bear the name {wanted:?}: name one by its id, of {}", ids.join(", ")),
-            ))
+            )
         }
     }
 }
@@ -126,7 +127,7 @@ impl Control {
 
     /// Has the coordinator give leadership up, where it is the one to be removed, and waits
     /// until another host coordinates.
-    pub(super) async fn succeed(&self, coordinator: &CensusHost) -> Result<(), ControlReply> {
+    pub(super) async fn succeed(&self, coordinator: &CensusHost) -> Result<(), Refusal> {
         let name = coordinator.name();
         let request = PeerRequest::HandOver;
         let deadline = HAND_OVER_MAX + peer::QUICK_DEADLINE;
@@ -141,57 +142,48 @@ impl Control {
                 "{name} coordinates, and could not hand that over to another voter first: {reason}; nothing was \
                  changed. Or stop its agent (systemctl stop redmesh-agent): another host takes over"
             );
-            return Err(refused(RefusalKind::Conflict, reason));
+            return refuse(RefusalKind::Conflict, reason);
         }
         let until = tokio::time::Instant::now() + SUCCESSION_MAX;
         while self.census.coordinator().is_none_or(|host| host.id == coordinator.id) {
             if tokio::time::Instant::now() >= until {
                 let reason =
                     format!("{name} has handed over, and nobody is known to coordinate yet: try again");
-                return Err(refused(RefusalKind::NoCoordinator, reason));
+                return refuse(RefusalKind::NoCoordinator, reason);
             }
             tokio::time::sleep(SUCCESSION_LOOK).await;
         }
         Ok(())
     }
 
-    pub(super) async fn remove(&self, level: &Level, request: &HostRemove) -> ControlReply {
+    pub(super) async fn remove(&self, level: &Level, request: &HostRemove) -> Answer {
         let hosts = self.census.hosts();
-        let (id, name, certificates) = match find(level, &hosts, request) {
-            Ok(Target::Gone(host)) => {
+        let (id, name, certificates) = match find(level, &hosts, request)? {
+            Target::Gone(host) => {
                 let nodes = nodes_of(level, host.id);
-                return ControlReply::Removed { host, fresh: false, nodes, notes: Vec::new() };
+                let known = Removed { host, fresh: false, nodes, notes: Vec::new() };
+                return Ok(ControlReply::Removed(known));
             }
-            Ok(Target::Host { id, name, certificates }) => (id, name, certificates),
-            Err((kind, reason)) => return refused(kind, reason),
+            Target::Host { id, name, certificates } => (id, name, certificates),
         };
         if id == Some(self.census.host) {
             // Whoever is asked makes it hand over first; then it is elected again at worst.
             let reason = format!("{name} coordinates again, nothing was changed: try again");
-            return refused(RefusalKind::NoCoordinator, reason);
+            return refuse(RefusalKind::NoCoordinator, reason);
         }
-        let plan = level.plan.as_ref();
-        if let (Some(id), Some(plan)) = (id, plan)
+        if let (Some(id), Some(plan)) = (id, &level.plan)
             && plan.instances_of(id).next().is_some()
-            && let Err((kind, reason)) = self.may_lose(plan, id, &name, &request.force).await
         {
-            return refused(kind, reason);
+            self.may_lose(plan, id, &name, &request.force).await?;
         }
-        if let Some(id) = id
-            && let Err(reply) = self.vote_without(&hosts, id, &name).await
-        {
-            return *reply;
+        if let Some(id) = id {
+            self.vote_without(&hosts, id, &name).await?;
         }
         let host = RemovedHost { id, name, certificates, at_unix_ms: self.census.clock.now_unix_ms() };
-        match self.orders.commit(Command::RemoveHost(host.clone())).await {
-            Ok(Applied::Done | Applied::Unchanged) => {
-                tracing::info!(host = host.name, ?id, "removed a host");
-                let nodes = nodes_of(level, id);
-                ControlReply::Removed { host, fresh: true, nodes, notes: notes(nodes) }
-            }
-            Ok(Applied::Rejected(reason)) => refused(RefusalKind::Conflict, reason),
-            Err(error) => uncertain(&error),
-        }
+        self.commit(Command::RemoveHost(host.clone())).await?;
+        tracing::info!(host = host.name, ?id, "removed a host");
+        let nodes = nodes_of(level, id);
+        Ok(ControlReply::Removed(Removed { host, fresh: true, nodes, notes: notes(nodes) }))
     }
 
     /// Whether the cluster can do without the servers of a host.
@@ -201,23 +193,20 @@ impl Control {
         host: HostId,
         name: &str,
         force: &[RemovalCheck],
-    ) -> Result<(), Refused> {
+    ) -> Result<(), Refusal> {
         if plan.stage != PlanStage::Formed {
-            return Err((
+            return refuse(
                 RefusalKind::Conflict,
                 format!("the cluster is still being formed, and {name} is part of it: wait for it"),
-            ));
+            );
         }
         if force.contains(&RemovalCheck::Slots) {
             return Ok(());
         }
-        let views = match check::cluster_check(&self.census, &*self.transport).await {
-            ControlReply::ClusterCheck(check) => check.instances,
-            other => return Err((RefusalKind::Internal, format!("the check answered {other:?}"))),
-        };
-        match slots_without(host, &views) {
+        let check = check::cluster_check(&self.census, &*self.transport).await?;
+        match slots_without(host, &check.instances) {
             0 => Ok(()),
-            slots => Err((
+            slots => refuse(
                 RefusalKind::Conflict,
                 format!(
                     "{slots} of {SLOTS} slots are covered by no other host than {name}: move them to others (`redis-cli \
@@ -225,12 +214,12 @@ impl Control {
                      they stand); --force {} removes it all the same, and the cluster loses them",
                     RemovalCheck::Slots.name()
                 ),
-            )),
+            ),
         }
     }
 
     /// Makes sure that the host does not vote.
-    async fn vote_without(&self, hosts: &Hosts, host: HostId, name: &str) -> Result<(), Box<ControlReply>> {
+    async fn vote_without(&self, hosts: &Hosts, host: HostId, name: &str) -> Result<(), Refusal> {
         let voters = self.census.leadership.borrow().voters.clone();
         if !voters.contains(&host) {
             return Ok(());
@@ -241,7 +230,7 @@ impl Control {
                 "{name} votes, and without it the mesh could decide nothing: {reason}; bring one of the others back, \
                  or remove the dead ones first"
             );
-            Box::new(refused(RefusalKind::Conflict, reason))
+            Refusal::new(RefusalKind::Conflict, reason)
         })?;
         let node = |id: &HostId| {
             let host = hosts.get(id)?;
@@ -250,9 +239,9 @@ impl Control {
         let nodes: Option<_> = wanted.iter().map(node).collect();
         let Some(nodes) = nodes else {
             let reason = "a voter is not known by gossip at the moment, nothing was changed: try again";
-            return Err(Box::new(refused(RefusalKind::NoCoordinator, reason)));
+            return refuse(RefusalKind::NoCoordinator, reason);
         };
-        self.orders.set_voters(nodes).await.map_err(|error| Box::new(uncertain(&error)))
+        self.orders.set_voters(nodes).await.map_err(|error| uncertain(&error))
     }
 }
 

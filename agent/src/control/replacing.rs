@@ -5,43 +5,43 @@
 //! nothing: its servers may still run, and nobody supervises them. Addresses stay as they
 //! are, because every server knows its peers by them.
 
-use redmesh_api::control::{ControlReply, HostReplace, RefusalKind};
+use redmesh_api::control::{ControlReply, HostReplace, Refusal, RefusalKind, Replaced};
 use redmesh_api::ids::HostId;
 use redmesh_api::level::{ClusterPlan, Level, PlannedHost};
 
-use super::change::uncertain;
-use super::joining::Refused;
 use super::removing::removed_as;
-use super::{Control, refused};
+use super::{Answer, Control, refuse};
 use crate::census::{CensusHost, Hosts};
-use crate::consensus::{Applied, Command};
+use crate::consensus::Command;
 
 /// Who is to have whose instances.
 #[derive(Debug, PartialEq, Eq)]
 enum Change {
     /// `to` takes the place of `from`.
-    Due { from: PlannedHost, to: PlannedHost },
+    Due { from: HostId, to: PlannedHost },
     /// It did so before.
-    Past { from: String, to: PlannedHost },
+    Past { from: HostId, to: PlannedHost },
 }
 
 /// What a request comes to, or why it can't be.
-fn judge(level: &Level, plan: &ClusterPlan, hosts: &Hosts, request: &HostReplace) -> Result<Change, Refused> {
+fn judge(level: &Level, plan: &ClusterPlan, hosts: &Hosts, request: &HostReplace) -> Result<Change, Refusal> {
     let wanted = request.host.as_str();
-    let conflict = |reason: String| Err((RefusalKind::Conflict, reason));
+    let conflict = |reason: String| refuse(RefusalKind::Conflict, reason);
     let names = |id: HostId, name: &str| name == wanted || id.to_string() == wanted;
     let alive = |host: &PlannedHost| hosts.get(&host.id).is_some_and(|host| host.alive);
-    let gone = removed_as(level, wanted);
+    // Who was replaced keeps its name's certificates, for the other has them as well.
+    let gone = removed_as(level, wanted).filter(|gone| !gone.certificates);
     let Some(from) = plan.hosts.iter().find(|host| names(host.id, &host.name)) else {
         // By the id that it had.
         if let Some(gone) = gone
+            && let Some(from) = gone.id
             && let Some(to) = plan.hosts.iter().find(|host| host.name == gone.name && alive(host))
         {
-            return Ok(Change::Past { from: wanted.to_owned(), to: to.clone() });
+            return Ok(Change::Past { from, to: to.clone() });
         }
         let bearers: Vec<&str> = plan.hosts.iter().map(|host| host.name.as_str()).collect();
         let reason = format!("no host {wanted:?} bears instances of the cluster, but {}", bearers.join(", "));
-        return Err((RefusalKind::NotFound, reason));
+        return refuse(RefusalKind::NotFound, reason);
     };
     if level.is_removed(from.id) {
         return conflict(format!(
@@ -51,7 +51,7 @@ fn judge(level: &Level, plan: &ClusterPlan, hosts: &Hosts, request: &HostReplace
     }
     if alive(from) {
         if let Some(id) = gone.and_then(|gone| gone.id) {
-            return Ok(Change::Past { from: id.to_string(), to: from.clone() });
+            return Ok(Change::Past { from: id, to: from.clone() });
         }
         return conflict(format!("{} ({}) is alive, and bears its instances itself", from.name, from.id));
     }
@@ -88,42 +88,34 @@ fn judge(level: &Level, plan: &ClusterPlan, hosts: &Hosts, request: &HostReplace
         ));
     }
     let to = PlannedHost { id: host.id, name: facts.name.clone(), ..from.clone() };
-    Ok(Change::Due { from: from.clone(), to })
+    Ok(Change::Due { from: from.id, to })
 }
 
 impl Control {
-    pub(super) async fn replace(&self, level: &Level, request: &HostReplace) -> ControlReply {
+    pub(super) async fn replace(&self, level: &Level, request: &HostReplace) -> Answer {
         let Some(plan) = &level.plan else {
-            return refused(
+            return refuse(
                 RefusalKind::NotFound,
                 "there is no cluster, so no host has instances to hand over",
             );
         };
-        let instances = |host: &PlannedHost| plan.instances_of(host.id).count() as u32;
-        match judge(level, plan, &self.census.hosts(), request) {
-            Ok(Change::Past { from, to }) => {
-                ControlReply::Replaced { from, instances: instances(&to), to, fresh: false }
-            }
-            Ok(Change::Due { from, to }) => {
-                let command = Command::ReplaceHost {
+        let instances = |host: HostId| plan.instances_of(host).count() as u32;
+        let replaced = match judge(level, plan, &self.census.hosts(), request)? {
+            Change::Past { from, to } => Replaced { from, instances: instances(to.id), to, fresh: false },
+            Change::Due { from, to } => {
+                self.commit(Command::ReplaceHost {
                     plan: plan.id,
-                    from: from.id,
+                    from,
                     to: to.id,
                     name: to.name.clone(),
                     at_unix_ms: self.census.clock.now_unix_ms(),
-                };
-                match self.orders.commit(command).await {
-                    Ok(Applied::Done | Applied::Unchanged) => {
-                        tracing::info!(from = %from.id, to = %to.id, name = to.name, "a host took another's place");
-                        let instances = instances(&from);
-                        ControlReply::Replaced { from: from.id.to_string(), to, instances, fresh: true }
-                    }
-                    Ok(Applied::Rejected(reason)) => refused(RefusalKind::Conflict, reason),
-                    Err(error) => uncertain(&error),
-                }
+                })
+                .await?;
+                tracing::info!(%from, to = %to.id, name = to.name, "a host took another's place");
+                Replaced { from, instances: instances(from), to, fresh: true }
             }
-            Err((kind, reason)) => refused(kind, reason),
-        }
+        };
+        Ok(ControlReply::Replaced(replaced))
     }
 }
 

@@ -12,7 +12,7 @@ use redmesh_api::run::{LatencySummary, Run, RunStage, Tally};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::Control;
+use super::{Answer, Control};
 use crate::census::{Census, CensusHost, Hosts};
 use crate::coordinator::settle::{self, Gathered};
 use crate::facts::Observed;
@@ -121,18 +121,15 @@ impl Control {
         level.runs.iter().map(|run| self.run_view(run)).collect()
     }
 
-    pub(super) async fn run_show(&self, reference: &RunRef, latency: bool) -> ControlReply {
+    pub(super) async fn run_show(&self, reference: &RunRef, latency: bool) -> Answer {
         let level = self.census.level();
-        let run = match find(&level, reference) {
-            Ok(run) => run,
-            Err(refusal) => return ControlReply::Refused(refusal),
-        };
+        let run = find(&level, reference)?;
         let mut view = self.run_view(run);
         if latency && run.result.is_none() {
             let (latency, intended) = self.live_latency(run).await;
             (view.latency, view.intended) = (Some(latency), intended);
         }
-        ControlReply::Run(view)
+        Ok(ControlReply::Run(view))
     }
 
     /// Latencies so far of a run that is going on. However many ask at once, the hosts
@@ -148,19 +145,16 @@ impl Control {
         summaries
     }
 
-    pub(super) async fn run_detail(&self, reference: &RunRef) -> ControlReply {
+    pub(super) async fn run_detail(&self, reference: &RunRef) -> Answer {
         let level = self.census.level();
-        let run = match find(&level, reference) {
-            Ok(run) => run,
-            Err(refusal) => return ControlReply::Refused(refusal),
-        };
+        let run = find(&level, reference)?;
         let gathered = settle::gather(&self.census, &*self.transport, run).await;
         let mut view = self.run_view(run);
         if run.result.is_none() {
             let (latency, intended) = summaries(&gathered);
             (view.latency, view.intended) = (Some(latency), intended);
         }
-        ControlReply::RunDetail(RunDetail { view, details: gathered.details, missing: gathered.notes })
+        Ok(ControlReply::RunDetail(RunDetail { view, details: gathered.details, missing: gathered.notes }))
     }
 
     pub(super) fn run_view(&self, run: &Run) -> RunView {

@@ -142,10 +142,10 @@ impl Server {
                 false => self.control.answer(request).await,
             };
         }
-        ControlReply::Refused(Refusal {
-            kind: RefusalKind::NoCoordinator,
-            message: "the coordinator has just changed: try again".to_owned(),
-        })
+        ControlReply::Refused(Refusal::new(
+            RefusalKind::NoCoordinator,
+            "the coordinator has just changed: try again",
+        ))
     }
 
     /// Addresses of own instances.

@@ -4,10 +4,10 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use redmesh_api::control::RefusalKind;
+use redmesh_api::control::{Refusal, RefusalKind};
 use redmesh_api::level::{ClusterSpec, Formation, PlannedHost, Servers};
 
-use super::joining::Refused;
+use super::refuse;
 use crate::census::Census;
 use crate::cluster::ServerVersion;
 use crate::cluster::formation::{self, Choice};
@@ -38,7 +38,7 @@ pub async fn survey(
     transport: &dyn Transport,
     spec: &ClusterSpec,
     hosts: &[PlannedHost],
-) -> Result<Surveyed, Refused> {
+) -> Result<Surveyed, Refusal> {
     let known = census.hosts();
     let nodes = hosts.iter().map(|host| u32::from(spec.instances_on(&host.name))).sum();
     let asked = hosts.iter().map(|host| async {
@@ -67,7 +67,7 @@ fn addrs(host: &PlannedHost, instances: u16) -> Vec<SocketAddr> {
 fn weigh(
     spec: &ClusterSpec,
     answers: Vec<(String, Result<HostSurvey, String>)>,
-) -> Result<Surveyed, Refused> {
+) -> Result<Surveyed, Refusal> {
     let (mut versions, mut servers, mut problems) = (Vec::new(), Vec::new(), Vec::new());
     for (host, answer) in answers {
         match answer {
@@ -91,7 +91,7 @@ fn weigh(
         }
     }
     let Choice { formation, why } =
-        formation::choose(spec, &versions).map_err(|reason| (RefusalKind::Invalid, reason))?;
+        formation::choose(spec, &versions).map_err(|reason| Refusal::new(RefusalKind::Invalid, reason))?;
     let timeouts: BTreeSet<u32> = servers.iter().filter_map(|server| server.node_timeout_ms).collect();
     problems.extend(twins(&servers));
     problems.extend(timeout_problem(spec, &timeouts));
@@ -101,10 +101,10 @@ fn weigh(
         if more > 0 {
             problems.push(format!("and {more} more"));
         }
-        return Err((
+        return refuse(
             RefusalKind::Conflict,
             format!("the servers that run already can't become a cluster:\n  {}", problems.join("\n  ")),
-        ));
+        );
     }
     let mut notes: Vec<String> = why.into_iter().collect();
     let versions: BTreeSet<_> = servers.iter().filter_map(|server| server.version.clone()).collect();
@@ -161,7 +161,7 @@ mod tests {
         }
     }
 
-    fn existing(servers: Vec<SurveyedServer>, asked_ms: Option<u32>) -> Result<Surveyed, Refused> {
+    fn existing(servers: Vec<SurveyedServer>, asked_ms: Option<u32>) -> Result<Surveyed, Refusal> {
         let spec =
             ClusterSpec { servers: Servers::Existing, node_timeout_ms: asked_ms, ..ClusterSpec::default() };
         let survey = HostSurvey { binary: Err("none".to_owned()), servers };
@@ -180,7 +180,7 @@ mod tests {
     fn everything_that_is_wrong_is_named_at_once() {
         let twin = SurveyedServer { node_id: Some(NodeId([1; 20])), ..server(3, 5_000, &[]) };
         let all = vec![server(1, 15_000, &["holds 3 keys"]), server(2, 15_000, &["is a replica"]), twin];
-        let (kind, words) = existing(all, None).expect_err("refused");
+        let Refusal { kind, message: words } = existing(all, None).expect_err("refused");
         assert_eq!(kind, RefusalKind::Conflict);
         for part in [
             "host-1: 127.0.0.1:6379 holds 3 keys",
@@ -190,8 +190,8 @@ mod tests {
         ] {
             assert!(words.contains(part), "lacks {part:?}: {words}");
         }
-        let (_, words) = existing(vec![server(1, 15_000, &[])], Some(5_000)).expect_err("refused");
-        assert!(words.contains("CONFIG SET cluster-node-timeout 5000"), "{words}");
+        let refusal = existing(vec![server(1, 15_000, &[])], Some(5_000)).expect_err("refused");
+        assert!(refusal.message.contains("CONFIG SET cluster-node-timeout 5000"), "{refusal}");
     }
 
     #[test]
@@ -199,6 +199,6 @@ mod tests {
         let silent = || vec![("host-2".to_owned(), Err("gone".to_owned()))];
         assert_eq!(weigh(&ClusterSpec::default(), silent()).map(|it| it.formation), Ok(Formation::Seeded));
         let spec = ClusterSpec { servers: Servers::Existing, ..ClusterSpec::default() };
-        assert!(weigh(&spec, silent()).is_err_and(|(_, words)| words.contains("host-2: can't look")));
+        assert!(weigh(&spec, silent()).is_err_and(|refusal| refusal.message.contains("host-2: can't look")));
     }
 }

@@ -4,12 +4,12 @@
 //! What is already known to be refused is never proposed: whoever holds an old token's
 //! secret must not fill the log.
 
-use redmesh_api::control::{ControlReply, RefusalKind, TokenCreate};
+use redmesh_api::control::{ControlReply, Refusal, RefusalKind, TokenCreate};
 use redmesh_api::join::{Enrolled, JoinRefusal, TTL_S_MAX, TTL_S_MIN, TokenId, TokenRecord, USES_MAX};
 use redmesh_api::level::Level;
 
 use super::change::uncertain;
-use super::{Control, refused};
+use super::{Answer, Control, refuse};
 use crate::consensus::{Applied, Command, would_apply};
 use crate::peer::{self, PeerReply, PeerRequest};
 
@@ -18,10 +18,8 @@ impl Control {
         ControlReply::Tokens(self.census.level().tokens.clone())
     }
 
-    pub(super) async fn token_create(&self, level: &Level, create: &TokenCreate) -> ControlReply {
-        if let Some((kind, reason)) = problem(level, create) {
-            return refused(kind, reason);
-        }
+    pub(super) async fn token_create(&self, level: &Level, create: &TokenCreate) -> Answer {
+        may_be(level, create)?;
         let now_ms = self.census.clock.now_unix_ms();
         let token = TokenRecord {
             id: TokenId::of(&create.key),
@@ -36,29 +34,22 @@ impl Control {
         self.token_changed(level, Command::CreateToken(Box::new(token)), id).await
     }
 
-    pub(super) async fn token_revoke(&self, level: &Level, id: TokenId) -> ControlReply {
+    pub(super) async fn token_revoke(&self, level: &Level, id: TokenId) -> Answer {
         if !level.tokens.iter().any(|token| token.id == id) {
-            return refused(RefusalKind::NotFound, format!("there is no join token {id}"));
+            return refuse(RefusalKind::NotFound, format!("there is no join token {id}"));
         }
         self.token_changed(level, Command::RevokeToken(id), id).await
     }
 
-    async fn token_changed(&self, level: &Level, command: Command, id: TokenId) -> ControlReply {
+    async fn token_changed(&self, level: &Level, command: Command, id: TokenId) -> Answer {
         if let Applied::Rejected(reason) = would_apply(level, &command) {
-            return refused(RefusalKind::Conflict, reason);
+            return refuse(RefusalKind::Conflict, reason);
         }
-        match self.orders.commit(command).await {
-            Ok(Applied::Done | Applied::Unchanged) => {}
-            Ok(Applied::Rejected(reason)) => return refused(RefusalKind::Conflict, reason),
-            Err(error) => return uncertain(&error),
-        }
-        let level = match self.orders.confirm().await {
-            Ok(level) => level,
-            Err(error) => return uncertain(&error),
-        };
+        self.commit(command).await?;
+        let level = self.orders.confirm().await.map_err(|error| uncertain(&error))?;
         match level.tokens.iter().find(|token| token.id == id) {
-            Some(token) => ControlReply::Token(token.clone()),
-            None => refused(RefusalKind::NotFound, format!("join token {id} is gone again")),
+            Some(token) => Ok(ControlReply::Token(token.clone())),
+            None => refuse(RefusalKind::NotFound, format!("join token {id} is gone again")),
         }
     }
 
@@ -99,24 +90,25 @@ impl Control {
     }
 }
 
-fn problem(level: &Level, create: &TokenCreate) -> Option<(RefusalKind, String)> {
+/// Whether such a token may be made.
+fn may_be(level: &Level, create: &TokenCreate) -> Result<(), Refusal> {
     let Some(mesh) = level.mesh else {
-        return Some((RefusalKind::NoCoordinator, "the mesh is just being founded: try again".to_owned()));
+        return refuse(RefusalKind::NoCoordinator, "the mesh is just being founded: try again");
     };
     if mesh != create.mesh {
-        return Some((
+        return refuse(
             RefusalKind::Conflict,
             format!("the token is for mesh {}, and this one is {mesh}: make it again", create.mesh),
-        ));
+        );
     }
     if !(TTL_S_MIN..=TTL_S_MAX).contains(&create.ttl_s) {
         let reason = format!("ttl = {} s: must be {TTL_S_MIN} s to {TTL_S_MAX} s (a week)", create.ttl_s);
-        return Some((RefusalKind::Invalid, reason));
+        return refuse(RefusalKind::Invalid, reason);
     }
     if !(1..=USES_MAX).contains(&create.uses) {
-        return Some((RefusalKind::Invalid, format!("uses = {}: must be 1 to {USES_MAX}", create.uses)));
+        return refuse(RefusalKind::Invalid, format!("uses = {}: must be 1 to {USES_MAX}", create.uses));
     }
-    None
+    Ok(())
 }
 
 #[cfg(test)]
@@ -131,9 +123,9 @@ mod tests {
         let mesh = MeshId(Uuid::from_u128(1));
         let level = Level { mesh: Some(mesh), ..Level::default() };
         let good = TokenCreate { key: [1; 32], mesh, ttl_s: 3600, uses: 10 };
-        assert_eq!(problem(&level, &good), None);
-        let founding = problem(&Level::default(), &good).expect("no mesh yet");
-        assert_eq!(founding.0, RefusalKind::NoCoordinator);
+        assert_eq!(may_be(&level, &good), Ok(()));
+        let founding = may_be(&Level::default(), &good).expect_err("no mesh yet");
+        assert_eq!(founding.kind, RefusalKind::NoCoordinator);
         for (create, words) in [
             (TokenCreate { mesh: MeshId(Uuid::from_u128(2)), ..good.clone() }, "make it again"),
             (TokenCreate { ttl_s: 0, ..good.clone() }, "ttl = 0 s"),
@@ -141,8 +133,8 @@ mod tests {
             (TokenCreate { uses: 0, ..good.clone() }, "uses = 0"),
             (TokenCreate { uses: USES_MAX + 1, ..good.clone() }, "uses = 257"),
         ] {
-            let (_, reason) = problem(&level, &create).expect(words);
-            assert!(reason.contains(words), "{reason}");
+            let refusal = may_be(&level, &create).expect_err(words);
+            assert!(refusal.message.contains(words), "{refusal}");
         }
     }
 }

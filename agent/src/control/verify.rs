@@ -9,8 +9,7 @@ use redmesh_api::limits::WORKERS_MAX;
 use redmesh_api::run::{Job, ReadBack, Run, RunSpec, RunStage, RunUntil, Share};
 use redmesh_api::workload::Keys;
 
-use super::joining::Refused;
-use super::runs;
+use super::{refuse, runs};
 use crate::census::Hosts;
 use crate::coordinator::account;
 
@@ -31,9 +30,9 @@ pub fn read_back(
     run: &Run,
     request: &VerifyRequest,
     hosts: &Hosts,
-) -> Result<(RunSpec, Vec<Share>), Refused> {
-    let conflict = |reason: String| Err((RefusalKind::Conflict, reason));
-    let invalid = |reason: String| Err((RefusalKind::Invalid, reason));
+) -> Result<(RunSpec, Vec<Share>), Refusal> {
+    let conflict = |reason: String| refuse(RefusalKind::Conflict, reason);
+    let invalid = |reason: String| refuse(RefusalKind::Invalid, reason);
     let id = run.id;
     let Job::Load(workload) = &run.spec.job else {
         return invalid(format!("run {id} read back itself and wrote nothing: name the run that wrote"));
@@ -186,8 +185,8 @@ mod tests {
     fn what_cannot_be_read_back_is_refused_in_words() {
         let good = run(Workload::uuid_counter());
         let words = |run: &Run, request: VerifyRequest, alive: &[bool], text: &str| {
-            let (_, reason) = read_back(run, &request, &hosts(alive)).expect_err("is refused");
-            assert!(reason.contains(text), "{reason}");
+            let refusal = read_back(run, &request, &hosts(alive)).expect_err("is refused");
+            assert!(refusal.message.contains(text), "{refusal}");
         };
         let all = [true, true];
         words(&good, ask(Some(0), 5), &all, "sample = 0");

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
-use redmesh_api::control::{ClusterCheck, ClusterStatus, HostProgress};
+use redmesh_api::control::{self, ClusterCheck, ClusterCreate, ClusterStatus, HostProgress};
 use redmesh_api::level::{ClusterPlan, ClusterSpec, PlanStage, PlannedRole};
 use redmesh_api::preflight::{Check, Finding};
 use serde::Serialize;
@@ -14,7 +14,7 @@ use crate::doctor;
 use crate::exit::Exit;
 use crate::output::Output;
 use crate::progress::Progress;
-use crate::session::{CreatedPlan, Patience, Session, SessionError};
+use crate::session::{Patience, Session, SessionError};
 use crate::units::seconds;
 
 /// Pause between two looks at the formation.
@@ -96,8 +96,8 @@ pub async fn create(
     output: &Output,
 ) -> anyhow::Result<Created> {
     let began = Instant::now();
-    let CreatedPlan { plan, fresh, warnings, notes } =
-        session.cluster_create(options.spec, options.force).await?;
+    let wish = ClusterCreate { spec: options.spec, force: options.force };
+    let control::Created { plan, fresh, warnings, notes } = session.cluster_create(wish).await?;
     let request = Phase { name: "request", seconds: began.elapsed().as_secs_f64() };
     for warning in &warnings {
         output.text(&doctor::explain(warning, &doctor::named(&warning.hosts)))?;

@@ -3,14 +3,14 @@
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
-use redmesh_api::control::{HostProgress, HostRemove, RemovalCheck};
+use redmesh_api::control::{HostProgress, HostRemove, RemovalCheck, Removed};
 use redmesh_api::ids::HostId;
 use serde::Serialize;
 
 use crate::exit::Exit;
 use crate::output::Output;
 use crate::progress::Progress;
-use crate::session::{Patience, RemovedReply, Session};
+use crate::session::{Patience, Session};
 use crate::units;
 
 /// Between two looks at how far the cluster has forgotten.
@@ -118,7 +118,7 @@ impl Forgotten {
         }
     }
 
-    fn text(&self, removed: &RemovedReply) -> String {
+    fn text(&self, removed: &Removed) -> String {
         let mut text = match self.left.is_empty() {
             true => {
                 format!("its {} nodes are forgotten by the servers of all {} hosts\n", removed.nodes, self.of)
@@ -162,7 +162,7 @@ async fn forgotten(id: HostId, until: Instant, session: &mut Session) -> anyhow:
     }
 }
 
-fn removed_text(removed: &RemovedReply) -> String {
+fn removed_text(removed: &Removed) -> String {
     let host = &removed.host;
     let id = host.id.map(|id| format!(" ({id})")).unwrap_or_default();
     let name = &host.name;
@@ -196,7 +196,7 @@ mod tests {
         };
         let said = |certificates, fresh| {
             let notes = vec!["forget".to_owned()];
-            removed_text(&RemovedReply { host: host(certificates), fresh, nodes: 2, notes })
+            removed_text(&Removed { host: host(certificates), fresh, nodes: 2, notes })
         };
         assert_eq!(said(true, true), "removed db-3 (00000003): every agent refuses it from now on\nforget\n");
         assert!(said(true, false).starts_with("db-3 (00000003) was removed before\n"));
@@ -234,7 +234,7 @@ mod tests {
             certificates: true,
             at_unix_ms: 1,
         };
-        let reply = RemovedReply { host, fresh: true, nodes: 2, notes: Vec::new() };
+        let reply = Removed { host, fresh: true, nodes: 2, notes: Vec::new() };
         let text = some.text(&reply);
         assert!(text.contains("1 of 3 hosts") && text.contains("db-4: not heard of"), "{text}");
         assert!(done.text(&reply).contains("forgotten by the servers of all 1 hosts"));

@@ -1,11 +1,11 @@
 //! `members replace`: another host takes the place of one that is gone.
 
 use clap::Args;
-use redmesh_api::control::HostReplace;
+use redmesh_api::control::{HostReplace, Replaced};
 
 use crate::exit::Exit;
 use crate::output::Output;
-use crate::session::{ReplacedReply, Session};
+use crate::session::Session;
 
 /// Examples of `members replace`.
 pub const EXAMPLES: &str = "\
@@ -37,8 +37,8 @@ pub async fn run(args: ReplaceArgs, session: &mut Session, output: &Output) -> a
     Ok(Exit::Ok)
 }
 
-fn text(replaced: &ReplacedReply) -> String {
-    let ReplacedReply { from, to, instances, fresh } = replaced;
+fn text(replaced: &Replaced) -> String {
+    let Replaced { from, to, instances, fresh } = replaced;
     match fresh {
         true => format!(
             "{} ({}) bears the {instances} instances of {from} from now on; `redmeshctl cluster check` says how they do\n",
@@ -63,8 +63,7 @@ mod tests {
             ip: "10.0.0.2".parse().unwrap(),
             base_port: 6379,
         };
-        let said =
-            |fresh| text(&ReplacedReply { from: "00000001".to_owned(), to: to.clone(), instances: 3, fresh });
+        let said = |fresh| text(&Replaced { from: HostId(1), to: to.clone(), instances: 3, fresh });
         assert!(said(true).starts_with("db-2 (00000002) bears the 3 instances of 00000001 from now on"));
         assert_eq!(said(false), "db-2 (00000002) had taken the place of 00000001 before\n");
     }

@@ -2,38 +2,17 @@ use redmesh_api::ids::NodeId;
 use redmesh_api::level::SlotRange;
 
 use super::*;
-use crate::facts::{HostFacts, LeadFacts, Observed};
+use crate::census::example_host;
 
-fn hosts(named: &[(u32, &str)]) -> Hosts {
-    let host = |(id, name): &(u32, &str)| {
-        let facts = HostFacts {
-            name: (*name).to_owned(),
-            version: "1".to_owned(),
-            http: None,
-            redis_ip: [127, 0, 0, 1].into(),
-            base_port: 1,
-            bootstrap_expect: 1,
-            signs: false,
-            redis_tls: false,
-        };
-        let host = CensusHost {
-            id: HostId(*id),
-            addr: ([127, 0, 0, 1], 1).into(),
-            alive: true,
-            facts: Some(facts),
-            lead: LeadFacts::default(),
-            observed: Observed::default(),
-        };
-        (host.id, host)
-    };
-    named.iter().map(host).collect()
+fn hosts(named: &[(u8, &str)]) -> Hosts {
+    named.iter().map(|(id, name)| (HostId((*id).into()), example_host(*id, name, true))).collect()
 }
 
 fn request(host: &str, force: &[RemovalCheck]) -> HostRemove {
     HostRemove { host: host.to_owned(), force: force.to_vec() }
 }
 
-fn target(id: Option<u32>, name: &str, certificates: bool) -> Result<Target, Refused> {
+fn target(id: Option<u32>, name: &str, certificates: bool) -> Result<Target, Refusal> {
     Ok(Target::Host { id: id.map(HostId), name: name.to_owned(), certificates })
 }
 
@@ -43,11 +22,11 @@ fn a_host_is_meant_by_its_name_or_by_its_id_where_several_bear_it() {
     let known = hosts(&[(1, "a"), (2, "b"), (3, "b")]);
     assert_eq!(find(&level, &known, &request("a", &[])), target(Some(1), "a", true));
     assert_eq!(find(&level, &known, &request("00000001", &[])), target(Some(1), "a", true));
-    let (kind, words) = find(&level, &known, &request("b", &[])).unwrap_err();
+    let Refusal { kind, message: words } = find(&level, &known, &request("b", &[])).unwrap_err();
     assert!(kind == RefusalKind::Conflict && words.contains("00000002, 00000003"), "{words}");
     let by_id = find(&level, &known, &request("00000003", &[]));
     assert_eq!(by_id, target(Some(3), "b", false), "the other's certificate stays good");
-    let (kind, words) = find(&level, &known, &request("c", &[])).unwrap_err();
+    let Refusal { kind, message: words } = find(&level, &known, &request("c", &[])).unwrap_err();
     assert!(kind == RefusalKind::NotFound && words.contains("known are a, b, b"), "{words}");
     let forced = [RemovalCheck::Unknown];
     assert_eq!(find(&level, &known, &request("c", &forced)), target(None, "c", true));

@@ -1,29 +1,12 @@
 use redmesh_api::level::{ClusterSpec, Formation, PlanStage, RemovedHost};
 
 use super::*;
-use crate::facts::{HostFacts, LeadFacts, Observed};
+use crate::census::example_host;
 
 const PORT: u16 = 6379;
 
-fn host(id: u32, name: &str, ip: u8, alive: bool) -> CensusHost {
-    let facts = HostFacts {
-        name: name.to_owned(),
-        version: "1".to_owned(),
-        http: None,
-        redis_ip: [10, 0, 0, ip].into(),
-        base_port: PORT,
-        bootstrap_expect: 1,
-        signs: false,
-        redis_tls: false,
-    };
-    CensusHost {
-        id: HostId(id),
-        addr: ([10, 0, 0, ip], 1).into(),
-        alive,
-        facts: Some(facts),
-        lead: LeadFacts::default(),
-        observed: Observed::default(),
-    }
+fn host(id: u8, name: &str, ip: u8, alive: bool) -> CensusHost {
+    CensusHost { id: HostId(id.into()), ..example_host(ip, name, alive) }
 }
 
 fn planned(id: u32, name: &str, ip: u8) -> PlannedHost {
@@ -59,13 +42,13 @@ fn judged(
     let level = Level { removed: removed.to_vec(), ..Level::default() };
     let hosts = hosts.iter().map(|host| (host.id, host.clone())).collect();
     let request = HostReplace { host: host.to_owned(), with: with.map(str::to_owned) };
-    judge(&level, &plan(), &hosts, &request).map_err(|(_, reason)| reason)
+    judge(&level, &plan(), &hosts, &request).map_err(|refusal| refusal.message)
 }
 
 #[test]
 fn the_host_of_the_same_name_and_address_takes_the_place() {
     let hosts = [host(1, "a", 1, true), host(2, "b", 2, false), host(7, "b", 2, true)];
-    let due = Ok(Change::Due { from: planned(2, "b", 2), to: planned(7, "b", 2) });
+    let due = Ok(Change::Due { from: HostId(2), to: planned(7, "b", 2) });
     assert_eq!(judged(&[], &hosts, "b", None), due);
     assert_eq!(judged(&[], &hosts, "00000002", Some("00000007")), due);
     let forgotten = [hosts[0].clone(), hosts[2].clone()];
@@ -75,7 +58,7 @@ fn the_host_of_the_same_name_and_address_takes_the_place() {
 #[test]
 fn another_name_will_do_where_it_is_given() {
     let hosts = [host(1, "a", 1, true), host(7, "c", 2, true)];
-    let due = Change::Due { from: planned(2, "b", 2), to: planned(7, "c", 2) };
+    let due = Change::Due { from: HostId(2), to: planned(7, "c", 2) };
     assert_eq!(judged(&[], &hosts, "b", Some("c")), Ok(due));
 }
 
@@ -101,10 +84,13 @@ fn a_second_try_finds_it_done_and_a_removed_host_stays_removed() {
     let hosts = [host(1, "a", 1, true), host(2, "b", 2, true)];
     for by in ["b", "00000009"] {
         match judged(&[removed(9)], &hosts, by, None) {
-            Ok(Change::Past { from, to }) => assert_eq!((&*from, to.id), ("00000009", HostId(2))),
+            Ok(Change::Past { from, to }) => assert_eq!((from, to.id), (HostId(9), HostId(2))),
             other => panic!("{other:?}"),
         }
     }
+    let given_up = RemovedHost { certificates: true, ..removed(9) };
+    let words = judged(&[given_up], &hosts, "b", None).expect_err("nobody was replaced");
+    assert!(words.contains("is alive, and bears its instances itself"), "{words}");
     let gone = [host(1, "a", 1, true), host(7, "b", 2, true)];
     let words = judged(&[removed(2)], &gone, "b", None).expect_err("is refused");
     assert!(words.contains("was removed, and the cluster has forgotten its servers"), "{words}");
