@@ -20,8 +20,14 @@ pub const HOST: &str = "host";
 pub const LEAD: &str = "lead";
 /// Key of [`Observed`].
 pub const OBSERVED: &str = "observed";
-/// Prefix of the keys of [`ShareCounts`]; the run's UUID follows.
+/// Prefix of the keys of [`ShareCounts`]; the run's UUID follows, and a number from the second on.
 pub const RUN_PREFIX: &str = "run/";
+
+/// Entries under one of a run's keys: what a gossiped value has room for, whatever their counts.
+pub const EPOCHS_A_KEY: usize = 32;
+
+/// Keys of one run, so entries of one host: shares by lives of its agent.
+pub const RUN_KEYS_MAX: usize = 16;
 
 /// Problems that one host gossips at the most; its own status has them all.
 pub const PROBLEMS_MAX: usize = 4;
@@ -133,7 +139,8 @@ impl Observed {
     }
 }
 
-/// Counts of this host's shares of one run: an entry per share and epoch.
+/// Counts of this host's shares of one run: an entry per share and epoch, at most
+/// [`EPOCHS_A_KEY`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShareCounts {
     /// In the order of shares, and of epochs within each.
@@ -189,15 +196,18 @@ impl ShareCounts {
     }
 }
 
-/// Gossip key of a run's counts.
-pub fn run_key(run: RunId) -> String {
-    format!("{RUN_PREFIX}{}", run.0)
+/// Gossip keys of a run's counts, in the order in which they are filled.
+pub fn run_keys(run: RunId) -> impl Iterator<Item = String> {
+    (0..RUN_KEYS_MAX).map(move |n| match n {
+        0 => format!("{RUN_PREFIX}{}", run.0),
+        n => format!("{RUN_PREFIX}{}/{n}", run.0),
+    })
 }
 
 /// All sightings of `member`'s counts of `run`, those of its earlier lives included;
 /// to be merged by [`crate::stats::aggregate`].
 pub fn tallies_of(member: &MeshMember, run: RunId) -> Vec<Tally> {
-    let counts = member.get_all::<ShareCounts>(&run_key(run)).into_iter();
+    let counts = run_keys(run).flat_map(|key| member.get_all::<ShareCounts>(&key));
     counts.flat_map(|counts| counts.tallies(member.id)).collect()
 }
 

@@ -30,7 +30,8 @@ Examples:
   redmesh-agent stop-servers
 
 Settings come from the file, then from REDMESH_<SECTION>__<KEY> variables, then from
---set flags; later ones win. deploy/agent.example.toml explains every key.";
+--set flags; later ones win. deploy/agent.example.toml explains every key; the package has it
+as /usr/share/doc/redmesh-agent/examples/agent.toml.";
 
 /// Between two rounds of asking to join the service manager is told to go on waiting for so
 /// long, microseconds.
@@ -69,9 +70,11 @@ struct Settings {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Say whether the configuration can be used, and stop.
+    #[command(after_help = "Examples:\n  redmesh-agent check-config --config agent.toml")]
     CheckConfig,
     /// Get this host's certificate by a join token, and stop; a start of the agent does the
     /// same by itself where join.token_file is set.
+    #[command(after_help = "Examples:\n  redmesh-agent join --token-file join-token --peers 10.0.0.1")]
     Join {
         /// File with the token [default: join.token_file].
         #[arg(long, value_name = "FILE")]
@@ -85,6 +88,7 @@ enum Command {
     },
     /// Ask this host's redis-servers to end, and wait; refused while an agent runs here,
     /// which would start them again.
+    #[command(after_help = "Examples:\n  redmesh-agent stop-servers --patience 300")]
     StopServers {
         /// Seconds to wait for them; those that still run are named, not killed.
         #[arg(long, value_name = "SECONDS", default_value_t = 90)]

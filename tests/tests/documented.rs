@@ -26,6 +26,13 @@ const USER_DATA: &str = "ctl/src/deploy/cloud_init.rs";
 
 /// The commands in the document's order; one that stands there twice, twice.
 const COMMANDS: &[(&str, Covered)] = &[
+    (
+        "cp redmesh-agent redmeshctl /usr/bin && cp examples/*.service /etc/systemd/system",
+        By("deploy/dev/tarball", "examples"),
+    ),
+    ("cp examples/sysusers.conf /etc/sysusers.d/redmesh-agent.conf && systemd-sysusers", Not("copies")),
+    ("cp examples/tmpfiles.conf /etc/tmpfiles.d/redmesh-agent.conf", Not("copies")),
+    ("cp examples/sysctl.conf /etc/sysctl.d/60-redmesh-agent.conf && sysctl --system", Not("copies")),
     ("apt-get install ./redmeshctl_0.1.0-1_amd64.deb", By(BOOT, "install /opt/redmeshctl.deb")),
     ("redmeshctl pki init --dir pki --mesh prod", Here(&[("--dir pki", "--dir another")])),
     ("redmeshctl pki issue --dir pki --operator alice --out ~/.config/redmesh", Here(&[])),
@@ -49,16 +56,17 @@ const COMMANDS: &[(&str, Covered)] = &[
         // It is the variable of the line before; the mesh's own host-1 has another address.
         Here(&[("\"$hosts\"", "x-1=10.0.0.11,x-2=10.0.0.12")]),
     ),
+    ("terraform -chdir=deploy/terraform init", Not("downloads Oracle's provider")),
     (
         "terraform -chdir=deploy/terraform apply -var user_data_dir=\"$PWD/user-data\" …",
         By("deploy/dev/check-deploy", "fmt -check -recursive deploy/terraform"),
     ),
     ("redmeshctl pki issue --dir pki --host db-1 --ip 10.0.0.1", Here(&[("db-1", "by-hand")])),
-    ("scp pki/db-1/* root@10.0.0.1:/etc/redmesh/identity/ (after the next line)", Not("copies")),
     ("apt-get install ./redmesh-agent_0.1.0-1_amd64.deb", By(BOOT, "install /opt/redmesh-agent.deb")),
+    ("scp pki/db-1/* root@10.0.0.1:/etc/redmesh/identity/", Not("copies")),
     ("cp /usr/share/doc/redmesh-agent/examples/agent.toml /etc/redmesh/agent.toml", Not("copies")),
     (
-        "editor /etc/redmesh/agent.toml (mesh.listen, mesh.seeds, mesh.bootstrap_expect)",
+        "editor /etc/redmesh/agent.toml (mesh.name, mesh.listen, mesh.seeds, mesh.bootstrap_expect)",
         Not("a person's work"),
     ),
     (
@@ -101,8 +109,8 @@ const COMMANDS: &[(&str, Covered)] = &[
     ),
     ("redmeshctl join-token list", Here(&[])),
     (
-        "redmesh-agent join --token-file join-token --peers 10.0.0.1",
-        Here(&[("redmesh-agent", "redmesh-agent --config host-3/agent.toml")]),
+        "runuser -u redmesh -- redmesh-agent join --token-file join-token --peers 10.0.0.1",
+        Here(&[("runuser -u redmesh -- redmesh-agent", "redmesh-agent --config host-3/agent.toml")]),
     ),
     (
         "redmeshctl join-token revoke 6b0c7e0a91d3f2c4",

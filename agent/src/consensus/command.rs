@@ -68,6 +68,8 @@ pub enum Command {
     CloseRun {
         /// Which.
         run: RunId,
+        /// Shares that it has: the account was closed with these in view.
+        known: u16,
         /// The account.
         result: Box<RunResult>,
     },

@@ -90,10 +90,12 @@ fn change(level: &mut Level, command: &Command) -> Applied {
                 Some(run) => add_shares(run, usize::from(*known), given_up.map(usize::from), shares),
             }
         }
-        Command::CloseRun { run, result } => match level.runs.iter_mut().find(|known| known.id == *run) {
-            None => rejected(format!("run {run} is unknown")),
-            Some(known) => close_run(known, result),
-        },
+        Command::CloseRun { run, known, result } => {
+            match level.runs.iter_mut().find(|known| known.id == *run) {
+                None => rejected(format!("run {run} is unknown")),
+                Some(run) => close_run(run, usize::from(*known), result),
+            }
+        }
         Command::CreateToken(token) => tokens::create(&mut level.tokens, token),
         Command::RevokeToken(id) => tokens::revoke(&mut level.tokens, *id),
         Command::Enrol { token, host } => tokens::enrol(&mut level.tokens, *token, host),
@@ -124,6 +126,9 @@ fn remove_host(level: &mut Level, host: &RemovedHost) -> Applied {
         ));
     }
     level.removed.push(host.clone());
+    if host.certificates {
+        tokens::revoke_used_by(&mut level.tokens, &host.name);
+    }
     Applied::Done
 }
 
@@ -299,8 +304,13 @@ fn add_shares(run: &mut Run, known: usize, given_up: Option<usize>, shares: &[Sh
     Applied::Done
 }
 
-fn close_run(run: &mut Run, result: &RunResult) -> Applied {
+fn close_run(run: &mut Run, known: usize, result: &RunResult) -> Applied {
     match &run.result {
+        None if run.shares.len() != known => rejected(format!(
+            "run {} has {} shares, its account was closed with {known} in view",
+            run.id,
+            run.shares.len()
+        )),
         None => {
             run.result = Some(result.clone());
             run.stage = RunStage::Done;

@@ -335,9 +335,9 @@ impl Hands {
                 given_up: Some(*given_up),
                 shares: shares.clone(),
             },
-            Step::CloseRun { run, outcome } => {
+            Step::CloseRun { run, known, outcome } => {
                 match settle::settle(&self.census, &*self.transport, *run, outcome.clone()).await {
-                    Some(result) => Command::CloseRun { run: *run, result: Box::new(result) },
+                    Some(result) => Command::CloseRun { run: *run, known: *known, result: Box::new(result) },
                     None => return,
                 }
             }

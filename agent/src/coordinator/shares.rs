@@ -7,7 +7,7 @@ use std::time::Duration;
 use redmesh_api::ids::HostId;
 use redmesh_api::level::ClusterPlan;
 use redmesh_api::limits::SHARES_MAX;
-use redmesh_api::run::{Counts, Job, Outcome, Run, RunStage, RunUntil, Share, Tally};
+use redmesh_api::run::{BEGIN_AHEAD_MAX, Counts, Job, Outcome, Run, RunStage, RunUntil, Share, Tally};
 
 use super::account;
 use super::steps::{Seen, Step};
@@ -18,10 +18,6 @@ pub const TAKEOVER_AFTER: Duration = Duration::from_secs(15);
 
 /// How long a host may be dead before a run is closed without its share.
 pub const SHARE_LOST_AFTER: Duration = Duration::from_secs(60);
-
-/// A begin further ahead than this was set by an earlier coordinator whose clock is ahead of
-/// ours: its end says nothing, and closed accounts are waited for alone.
-const BEGIN_AHEAD_MAX: Duration = Duration::from_secs(2);
 
 /// How a share stands.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -54,6 +54,8 @@ pub enum Step {
     CloseRun {
         /// Which run.
         run: RunId,
+        /// Shares that it has.
+        known: u16,
         /// How it ended.
         outcome: Outcome,
     },
@@ -86,8 +88,10 @@ pub fn steps(
         let look = shares::Look { run, seen, tallies, now_unix_ms };
         if let Some(takeover) = look.takeover(level.plan.as_ref()) {
             steps.push(takeover);
-        } else if let Some(outcome) = look.outcome() {
-            steps.push(Step::CloseRun { run: run.id, outcome });
+        } else if let Some(outcome) = look.outcome()
+            && let Ok(known) = u16::try_from(run.shares.len())
+        {
+            steps.push(Step::CloseRun { run: run.id, known, outcome });
         }
     }
     steps

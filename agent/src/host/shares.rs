@@ -33,7 +33,7 @@ use crate::census::Census;
 use crate::clock::WallClock;
 use crate::cluster::AdminPool;
 use crate::disk::Disk;
-use crate::facts::{self, SHARES_LOST_MAX, ShareCounts, ShareLost};
+use crate::facts::{self, EPOCHS_A_KEY, EpochCounts, RUN_KEYS_MAX, SHARES_LOST_MAX, ShareCounts, ShareLost};
 use crate::load::ledger::{self, Recovered};
 use crate::load::{self, EXCEPTIONS_MAX, LoadEngine, ReadBackTask, ShareSpec, ShareUntil, Task, Written};
 use crate::login::Logins;
@@ -90,6 +90,8 @@ pub struct Shares {
     refreshers: TaskTracker,
     /// When this host last knew the coordinator's newest level, once it did.
     current_at: Arc<Mutex<Option<Instant>>>,
+    /// Why counts don't reach the mesh.
+    unpublished: Arc<Mutex<Option<String>>>,
 }
 
 impl Shares {
@@ -101,6 +103,7 @@ impl Shares {
             files: Arc::default(),
             refreshers: TaskTracker::new(),
             current_at: Arc::default(),
+            unpublished: Arc::default(),
         }
     }
 
@@ -211,19 +214,20 @@ impl Shares {
         }
     }
 
-    /// What load threads have met with.
+    /// What load threads have met with, or why their counts don't reach the mesh.
     pub fn problem(&self) -> Option<String> {
-        self.lock().values().find_map(|share| share.live.as_ref()?.1.error())
+        let unpublished = self.unpublished.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        unpublished.or_else(|| self.lock().values().find_map(|share| share.live.as_ref()?.1.error()))
     }
 
-    /// Shares (of one run) that this host can't bear, and why.
+    /// Shares (of one run) that this host can't bear, or has ended before their time, and why.
     pub fn lost(&self) -> Option<ShareLost> {
         let running = self.lock();
-        let mut lost = running.iter().filter_map(|(key, share)| Some((*key, share.problem.as_ref()?)));
+        let mut lost = running.iter().filter_map(|(key, share)| Some((*key, share.failure()?)));
         let ((run, first), reason) = lost.next()?;
         let others = lost.filter(|((other, _), _)| *other == run).map(|((_, share), _)| share);
         let shares = std::iter::once(first).chain(others).take(SHARES_LOST_MAX).collect();
-        Some(ShareLost { run, shares, reason: facts::cut(reason.clone()) })
+        Some(ShareLost { run, shares, reason: facts::cut(reason) })
     }
 
     fn get(&self, key: Key) -> Option<Arc<LocalShare>> {
@@ -330,6 +334,8 @@ impl Shares {
             match todo::remaining(run, share, local.done(), self.now_unix_ms_of(run)) {
                 Some(until) => {
                     if let Err(words) = self.start_epoch(run, share, &mut local, until, plan, admin) {
+                        // Threads that ran already may have written: their account counts.
+                        local = self.recovered(run, index);
                         local.problem = Some(words);
                     }
                 }
@@ -460,22 +466,38 @@ impl Shares {
 
     /// Publishes the counts of all shares that the mesh still waits for.
     fn publish(&self, mesh: &Mesh) {
-        let mut runs: BTreeMap<RunId, ShareCounts> = BTreeMap::new();
+        let mut runs: BTreeMap<RunId, Vec<EpochCounts>> = BTreeMap::new();
         for (&(run, _), share) in self.lock().iter() {
-            runs.entry(run).or_default().epochs.extend(share.counts());
+            runs.entry(run).or_default().extend(share.counts());
         }
-        for (run, counts) in runs {
-            if let Err(error) = mesh.publish(&facts::run_key(run), &counts) {
-                warn!(%run, error = %crate::error_chain(&error), "can't publish write counts");
+        let mut problem = None;
+        for (run, epochs) in runs {
+            if epochs.len() > EPOCHS_A_KEY * RUN_KEYS_MAX {
+                problem = Some(format!(
+                    "run {run}: {} counts of shares and restarts, {} are as many as can be gossiped; the run can't \
+                     be closed before it is stopped and this host's agent has been away for a minute",
+                    epochs.len(),
+                    EPOCHS_A_KEY * RUN_KEYS_MAX
+                ));
+            }
+            for (key, epochs) in facts::run_keys(run).zip(epochs.chunks(EPOCHS_A_KEY)) {
+                if let Err(error) = mesh.publish(&key, &ShareCounts { epochs: epochs.to_vec() }) {
+                    problem = Some(format!("run {run}: {}", crate::error_chain(&error)));
+                }
             }
         }
+        let mut unpublished = self.unpublished.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(problem) = problem.as_ref().filter(|problem| unpublished.as_ref() != Some(problem)) {
+            warn!(problem, "can't publish write counts");
+        }
+        *unpublished = problem;
     }
 
     /// Removes the ledgers of runs that the mesh has forgotten, and withdraws the counts
     /// of runs that are closed.
     fn tidy(&self, level: &Level, mesh: &Mesh) {
         for run in level.runs.iter().filter(|run| run.stage == RunStage::Done) {
-            mesh.unpublish(&facts::run_key(run.id));
+            facts::run_keys(run.id).for_each(|key| mesh.unpublish(&key));
         }
         let Ok(dirs) = std::fs::read_dir(self.settings.state_dir.join("runs")) else { return };
         for dir in dirs.flatten() {

@@ -481,7 +481,10 @@ impl LoadThread {
             conn.parked.clear();
         }
         self.timers.clear();
-        unknown.iter().for_each(|lane| self.note_exception(*lane, true));
+        for lane in &unknown {
+            self.note_exception(*lane, true);
+            self.lanes[*lane as usize].ended += 1;
+        }
         let unknown = unknown.len() as u64;
         let failed = self.counts.in_flight() - unknown;
         self.counts.unknown += unknown;

@@ -107,7 +107,10 @@ impl Engine {
             let guard = shared.clone();
             let body = move || {
                 if catch_unwind(AssertUnwindSafe(|| LoadThread::new(setup).run())).is_err() {
-                    guard.note("panic", || format!("load thread {index} panicked; its account was closed"));
+                    guard.note_failure(
+                        "panic",
+                        format!("load thread {index} panicked; its account was closed"),
+                    );
                     guard.figures[index].abandon();
                 }
             };

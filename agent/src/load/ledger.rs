@@ -9,7 +9,7 @@
 //! not the loss of the machine. A slot never straddles a page, so a killed process
 //! leaves the old slot or the new one, never a mixture.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -98,7 +98,8 @@ pub struct LedgerSlot {
 
 impl Ledger {
     /// Creates the file (which must not exist: an epoch has one account) with all its
-    /// slots, so that later writes need no space.
+    /// slots, so that later writes need no space. It has its name once it is whole and on
+    /// disk: a half one could never be recovered.
     pub fn create(
         path: &Path,
         run: RunId,
@@ -108,7 +109,9 @@ impl Ledger {
         threads: usize,
     ) -> Result<Self, LedgerError> {
         let error = |op| move |source| LedgerError::Io { path: path.into(), op, source };
-        let file = OpenOptions::new().write(true).create_new(true).open(path).map_err(error("create"))?;
+        if path.try_exists().map_err(error("stat"))? {
+            return Err(error("create")(io::ErrorKind::AlreadyExists.into()));
+        }
         let mut bytes = vec![0; RECORD_BYTES * (1 + threads)];
         let header = &mut bytes[..RECORD_BYTES];
         header[..8].copy_from_slice(&MAGIC);
@@ -119,7 +122,18 @@ impl Ledger {
         header[36..40].copy_from_slice(&epoch.to_le_bytes());
         header[40..42].copy_from_slice(&share.to_le_bytes());
         bytes.chunks_exact_mut(RECORD_BYTES).for_each(seal);
-        file.write_all_at(&bytes, 0).map_err(error("write"))?;
+        // No ledger by its name; what an earlier crash left of one goes.
+        let unfinished = path.with_extension("new");
+        let file = File::create(&unfinished).map_err(error("create"))?;
+        let written = file
+            .write_all_at(&bytes, 0)
+            .and_then(|()| file.sync_data())
+            .and_then(|()| std::fs::rename(&unfinished, path));
+        if let Err(source) = written {
+            // It would only take up what is scarce; if it can't go, no matter.
+            let _ = std::fs::remove_file(&unfinished);
+            return Err(error("write")(source));
+        }
         Ok(Self { file: Arc::new(file), path: path.into(), threads })
     }
 

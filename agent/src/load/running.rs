@@ -43,6 +43,9 @@ pub trait RunningShare: fmt::Debug + Send + Sync {
     /// What went wrong so far, in one line of words.
     fn error(&self) -> Option<String>;
 
+    /// What ended a part of it before its time, if anything did.
+    fn failure(&self) -> Option<String>;
+
     /// Which keys were written; `None` of a task whose keys are not counted.
     fn written(&self) -> Option<Written>;
 
@@ -100,6 +103,10 @@ impl RunningShare for ShareHandle {
 
     fn error(&self) -> Option<String> {
         self.view().error()
+    }
+
+    fn failure(&self) -> Option<String> {
+        self.view().failure()
     }
 
     fn written(&self) -> Option<Written> {

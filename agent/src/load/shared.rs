@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use std::net::SocketAddr;
 
@@ -125,6 +125,8 @@ pub(super) struct Shared {
     /// When the first thread began to issue, Unix milliseconds; the maximum before.
     began_unix_ms: AtomicU64,
     errors: Mutex<BTreeMap<String, (u64, String)>>,
+    /// What ended a thread before its time.
+    failure: OnceLock<String>,
 }
 
 impl Shared {
@@ -136,6 +138,7 @@ impl Shared {
             command: AtomicU8::new(Command::Run as u8),
             began_unix_ms: AtomicU64::new(u64::MAX),
             errors: Mutex::default(),
+            failure: OnceLock::new(),
         }
     }
 
@@ -161,6 +164,13 @@ impl Shared {
         }
     }
 
+    /// Notes what ends a thread before its time.
+    pub fn note_failure(&self, kind: &str, message: String) {
+        self.note(kind, || message.clone());
+        // The first stays.
+        let _ = self.failure.set(message);
+    }
+
     /// Notes an error under `kind`; only the first message of each kind is kept.
     pub fn note(&self, kind: &str, message: impl FnOnce() -> String) {
         let mut errors = self.errors();
@@ -171,11 +181,7 @@ impl Shared {
             return;
         }
         let mut text = message();
-        let mut end = text.len().min(ERROR_BYTES_MAX);
-        while !text.is_char_boundary(end) {
-            end -= 1;
-        }
-        text.truncate(end);
+        text.truncate(text.floor_char_boundary(ERROR_BYTES_MAX));
         errors.insert(key.to_owned(), (1, text));
     }
 
@@ -313,7 +319,12 @@ impl ShareView {
         errors.iter().map(entry).collect()
     }
 
-    /// The same in one line of words.
+    /// What ended a thread before its time, if anything did.
+    pub fn failure(&self) -> Option<String> {
+        self.shared.failure.get().cloned()
+    }
+
+    /// All errors in one line of words.
     pub fn error(&self) -> Option<String> {
         let errors = self.errors();
         let texts = errors.iter().map(|e| format!("{} × {} (first: {})", e.count, e.kind, e.first));

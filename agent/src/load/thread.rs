@@ -293,7 +293,7 @@ impl LoadThread {
             if let Err(e) = self.poll.poll(&mut events, Some(timeout))
                 && e.kind() != ErrorKind::Interrupted
             {
-                self.shared.note("poll", || e.to_string());
+                self.shared.note_failure("poll", format!("can't wait for sockets: {e}"));
                 self.give_up();
                 break;
             }
@@ -370,7 +370,7 @@ impl LoadThread {
     fn lose_ledger(&mut self, error: &super::ledger::LedgerError) {
         self.ledger_failed = true;
         let source = std::error::Error::source(error).map(|e| format!(": {e}")).unwrap_or_default();
-        self.shared.note("ledger", || format!("{error}{source}"));
+        self.shared.note_failure("ledger", format!("{error}{source}"));
     }
 
     /// One write per connection and turn.

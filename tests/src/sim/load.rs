@@ -130,6 +130,10 @@ async fn issue(world: Arc<World>, clock: HostClock, shared: Arc<Shared>, mut slo
 }
 
 impl RunningShare for SimShare {
+    fn failure(&self) -> Option<String> {
+        None
+    }
+
     fn counts(&self) -> Counts {
         self.shared.counts()
     }

@@ -124,7 +124,9 @@ impl Machine {
     }
 
     fn close(&mut self, id: u128, samples: usize) -> Applied {
-        self.apply(Command::CloseRun { run: run(id).id, result: Box::new(result(samples)) })
+        let known = self.level.runs.iter().find(|known| known.id == run(id).id);
+        let known = known.map_or(0, |run| run.shares.len() as u16);
+        self.apply(Command::CloseRun { run: run(id).id, known, result: Box::new(result(samples)) })
     }
 }
 
@@ -372,8 +374,9 @@ fn any_command() -> impl Strategy<Value = Command> {
             let shares = vec![share(2, given_up)];
             Command::AddShares { run: run(id).id, known, given_up, shares }
         }),
-        (id, 0usize..2).prop_map(|(id, samples)| Command::CloseRun {
+        (id, 1u16..4, 0usize..2).prop_map(|(id, known, samples)| Command::CloseRun {
             run: run(id).id,
+            known,
             result: Box::new(result(samples)),
         }),
     ]

@@ -25,7 +25,7 @@ pub(super) fn create(tokens: &mut Vec<TokenRecord>, token: &TokenRecord) -> Appl
     tokens.retain(|old| old.expires_unix_ms.saturating_add(KEPT_MS) > token.created_unix_ms);
     // Those that let nobody in make room before anything is refused.
     while tokens.len() >= TOKENS_MAX {
-        match tokens.iter().position(|old| over(old, token.created_unix_ms)) {
+        match tokens.iter().position(|old| old.is_over(token.created_unix_ms)) {
             Some(oldest) => drop(tokens.remove(oldest)),
             None => {
                 return rejected(format!(
@@ -38,10 +38,6 @@ pub(super) fn create(tokens: &mut Vec<TokenRecord>, token: &TokenRecord) -> Appl
     Applied::Done
 }
 
-fn over(token: &TokenRecord, now_unix_ms: u64) -> bool {
-    token.revoked || token.expires_unix_ms <= now_unix_ms || token.enrolled.len() >= usize::from(token.uses)
-}
-
 pub(super) fn revoke(tokens: &mut [TokenRecord], id: TokenId) -> Applied {
     match tokens.iter_mut().find(|token| token.id == id) {
         None => rejected(format!("there is no join token {id}")),
@@ -51,6 +47,12 @@ pub(super) fn revoke(tokens: &mut [TokenRecord], id: TokenId) -> Applied {
             Applied::Done
         }
     }
+}
+
+/// Takes back what has let the host called `name` in: it knows the secret, and would come back by it.
+pub(super) fn revoke_used_by(tokens: &mut [TokenRecord], name: &str) {
+    let used = |token: &&mut TokenRecord| token.enrolled.iter().any(|host| host.name == name);
+    tokens.iter_mut().filter(used).for_each(|token| token.revoked = true);
 }
 
 pub(super) fn enrol(tokens: &mut [TokenRecord], id: TokenId, host: &Enrolled) -> Applied {

@@ -134,7 +134,7 @@ fn tally(host: HostId, share: u16, closed: bool, issued: u64) -> Tally {
 fn a_run_goes_on_is_taken_over_or_is_closed() {
     let whole = || vec![tally(A, 0, true, 50), tally(B, 1, true, 50)];
     let id = RunId(Uuid::from_u128(3));
-    assert_eq!(running(whole(), 99), [Step::CloseRun { run: id, outcome: Outcome::Completed }]);
+    assert_eq!(running(whole(), 99), [Step::CloseRun { run: id, known: 2, outcome: Outcome::Completed }]);
     let open = || vec![tally(A, 0, true, 50), tally(B, 1, false, 20)];
     assert_eq!(running(open(), 0), []);
     match &running(open(), 99)[..] {

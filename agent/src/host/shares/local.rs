@@ -99,6 +99,12 @@ impl LocalShare {
         self.live.as_ref().is_none_or(|(_, handle)| handle.closed())
     }
 
+    /// Why the rest of it can't be had from this host.
+    pub fn failure(&self) -> Option<String> {
+        let ended_early = || self.live.as_ref().filter(|(_, handle)| handle.closed())?.1.failure();
+        self.problem.clone().or_else(ended_early)
+    }
+
     /// Issue no more.
     pub fn stop(&self) {
         self.live.iter().for_each(|(_, handle)| handle.stop());

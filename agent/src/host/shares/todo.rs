@@ -3,16 +3,13 @@
 
 use std::time::Duration;
 
-use redmesh_api::run::{Job, Run, RunUntil, Share};
+use redmesh_api::run::{BEGIN_AHEAD_MAX, Job, Run, RunUntil, Share};
 
 use crate::load::ShareUntil;
 
 /// A share that begins so late still issues for the whole time that was asked; a later
 /// one (its agent was away) for what is left of it.
 const START_GRACE: Duration = Duration::from_secs(5);
-
-/// No share waits longer for the common begin, whatever the hosts' clocks say.
-const BEGIN_AHEAD_MAX: Duration = Duration::from_secs(2);
 
 /// What earlier lives did of a share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,7 +86,7 @@ pub fn rate(run: &Run, share: &Share) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use redmesh_api::ids::{HostId, RunId};
-    use redmesh_api::run::{ReadBack, RunSpec, RunStage};
+    use redmesh_api::run::{BEGIN_AHEAD_MAX, ReadBack, RunSpec, RunStage};
     use redmesh_api::workload::Workload;
     use uuid::Uuid;
 
