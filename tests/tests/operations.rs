@@ -76,8 +76,13 @@ fn servers_are_stopped_on_purpose_only_without_an_agent_and_die_before_it() {
     assert!(!refused.status.success() && words.contains("stop the agent first"), "{words}");
     assert_eq!(mesh.servers().len(), 3);
 
+    // By whichever name the directory is given: /proc tells the real one.
+    let data = mesh.servers()[0].dir.parent().expect("a data directory").to_owned();
+    let link = mesh.dir().join("elsewhere");
+    std::os::unix::fs::symlink(data, &link).expect("make a link");
     mesh.kill_agent(0);
-    let stopped = mesh.agent_command(0, &["stop-servers"]);
+    let by_link = format!("redis.data_dir={}", link.display());
+    let stopped = mesh.agent_command(0, &["--set", &by_link, "stop-servers"]);
     assert!(stopped.status.success(), "{}", String::from_utf8_lossy(&stopped.stderr));
     assert_eq!(String::from_utf8_lossy(&stopped.stdout), "3 servers have ended\n");
     assert!(mesh.servers().is_empty());

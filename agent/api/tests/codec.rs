@@ -409,6 +409,11 @@ fn replies() -> Vec<ControlReply> {
 }
 
 #[test]
+fn a_sign_is_no_digit_of_a_node_id() {
+    assert!("+f".repeat(20).parse::<NodeId>().is_err());
+}
+
+#[test]
 fn every_request_and_reply_comes_back() {
     for request in requests() {
         let bytes = codec::encode(&request).expect("encodes");

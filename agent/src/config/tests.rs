@@ -125,6 +125,11 @@ fn directives_values_stay_out_of_errors_and_logs() {
     let text = format!("{MINIMAL}[redis.directives]\nrequirepass = \"secret\\n\"\n");
     let error = load(&text, &[], &[]).expect_err("a line break");
     assert!(error.contains("requirepass") && !error.contains("secret"), "{error}");
+    let text = format!("{MINIMAL}[redis.directives]\nrequirepass = \"secret\nmaxmemory = 1\n");
+    let error = load(&text, &[], &[]).expect_err("no end of a string");
+    let line = MINIMAL.lines().count() + 2;
+    let place = format!("line {line} (requirepass = …)");
+    assert!(error.contains(&place) && !error.contains("secret"), "{error}");
 }
 
 #[test]

@@ -13,11 +13,12 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use redmesh_api::level::Level;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::census::Census;
+use crate::census::{Census, Hosts};
 use crate::nft;
 use members::{Members, script};
 
@@ -35,7 +36,10 @@ pub async fn keep(census: Census, seeds: Vec<String>, cancel: CancellationToken)
     let (mut written, mut at): (Option<BTreeSet<IpAddr>>, _) = (None, Instant::now());
     let mut said = None;
     loop {
-        let wanted = members.update(known(&census).chain(seeds.iter().copied()), census.clock.now_unix_ms());
+        let wanted = members.update(
+            known(&census.hosts(), &census.level()).chain(seeds.iter().copied()),
+            census.clock.now_unix_ms(),
+        );
         let changed = written.as_ref() != Some(&wanted);
         if changed || at.elapsed() >= REPEAT_INTERVAL {
             at = Instant::now();
@@ -67,10 +71,9 @@ pub async fn keep(census: Census, seeds: Vec<String>, cancel: CancellationToken)
 
 /// Addresses of all hosts that the mesh knows of, in whichever way, but for removed ones: a
 /// removed host is to be shut out, unless another one has its address.
-fn known(census: &Census) -> impl Iterator<Item = IpAddr> {
-    let level = census.level();
+fn known(hosts: &Hosts, level: &Level) -> impl Iterator<Item = IpAddr> {
     let mut ips = Vec::new();
-    for host in census.hosts().values() {
+    for host in hosts.values() {
         ips.push(host.addr.ip());
         ips.extend(host.facts.as_ref().map(|facts| facts.redis_ip));
     }
@@ -86,4 +89,44 @@ fn known(census: &Census) -> impl Iterator<Item = IpAddr> {
     let tokens = level.tokens.iter().filter(|token| !token.revoked);
     ips.extend(tokens.flat_map(|token| &token.enrolled).map(|host| host.ip));
     ips.into_iter()
+}
+
+#[cfg(test)]
+mod tests {
+    use redmesh_api::ids::{HostId, PlanId};
+    use redmesh_api::level::{ClusterPlan, ClusterSpec, Formation, PlanStage, PlannedHost, RemovedHost};
+
+    use super::*;
+    use crate::census::example_host;
+
+    #[test]
+    fn a_removed_host_is_shut_out_unless_another_has_its_address() {
+        let planned = |id: u8, name: &str| PlannedHost {
+            id: HostId(id.into()),
+            name: name.to_owned(),
+            ip: [10, 0, 0, id].into(),
+            base_port: 6379,
+        };
+        let plan = ClusterPlan {
+            id: PlanId(uuid::Uuid::from_u128(1)),
+            spec: ClusterSpec::default(),
+            node_timeout_ms: 5000,
+            hz: 10,
+            formation: Formation::Seeded,
+            stage: PlanStage::Formed,
+            hosts: vec![planned(1, "a"), planned(2, "b")],
+            instances: Vec::new(),
+            created_unix_ms: 1,
+            reached: Vec::new(),
+            convergence: None,
+        };
+        let removed =
+            RemovedHost { id: Some(HostId(2)), name: "b".to_owned(), certificates: true, at_unix_ms: 1 };
+        let level = Level { plan: Some(plan), removed: vec![removed], ..Level::default() };
+        let ips = |hosts: &Hosts| known(hosts, &level).collect::<BTreeSet<_>>();
+        let mut hosts = Hosts::from([(HostId(1), example_host(1, "a", true))]);
+        assert_eq!(ips(&hosts), BTreeSet::from([[10, 0, 0, 1].into()]));
+        hosts.insert(HostId(7), example_host(2, "c", true));
+        assert_eq!(ips(&hosts), BTreeSet::from([[10, 0, 0, 1].into(), [10, 0, 0, 2].into()]));
+    }
 }

@@ -282,6 +282,19 @@ mod tests {
     }
 
     #[test]
+    fn a_ledger_that_was_never_whole_is_none_and_an_epoch_has_one_account() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let unfinished = super::super::ledger_path(dir.path(), 4).with_extension("new");
+        std::fs::write(&unfinished, "half of a").expect("writes");
+        assert_eq!(list(dir.path()).expect("lists"), Vec::<PathBuf>::new());
+        let (path, _) = ledger(dir.path());
+        assert_eq!(list(dir.path()).expect("lists"), std::slice::from_ref(&path));
+        assert!(!unfinished.exists());
+        let again = Ledger::create(&path, RunId(Uuid::from_u128(9)), HostId(3), 6, 4, 2);
+        assert!(matches!(again, Err(LedgerError::Io { op: "create", .. })), "{again:?}");
+    }
+
+    #[test]
     fn what_was_in_flight_at_a_crash_is_unknown() {
         let dir = tempfile::tempdir().expect("a directory");
         let (path, ledger) = ledger(dir.path());

@@ -228,6 +228,16 @@ fn a_run_needs_a_formed_cluster_and_no_other_run() {
 }
 
 #[test]
+fn a_run_is_not_closed_with_other_shares_in_view() {
+    let mut machine = Machine::formed();
+    machine.done(Command::StartRun(Box::new(run(1))));
+    let known = run(1).shares.len() as u16 + 1;
+    let close = Command::CloseRun { run: run(1).id, known, result: Box::new(result(0)) };
+    machine.rejected(close, &format!("closed with {known} in view"));
+    assert_eq!(machine.close(1, 0), Applied::Done);
+}
+
+#[test]
 fn a_run_is_closed_once() {
     let mut machine = Machine::formed();
     assert!(matches!(machine.close(1, 0), Applied::Rejected(_)));

@@ -155,6 +155,15 @@ mod tests {
     }
 
     #[test]
+    fn what_has_let_a_removed_host_in_lets_nobody_in_again() {
+        let mut tokens = vec![token(1, 9), token(2, 9)];
+        assert_eq!(enrol(&mut tokens, token(1, 9).id, &host("a", 1, 1, 5000)), Applied::Done);
+        revoke_used_by(&mut tokens, "a");
+        refused(enrol(&mut tokens, token(1, 9).id, &host("a", 1, 1, 6000)), "revoked");
+        assert_eq!(enrol(&mut tokens, token(2, 9).id, &host("b", 2, 2, 6000)), Applied::Done);
+    }
+
+    #[test]
     fn tokens_are_bounded_and_those_that_are_over_make_room() {
         let mut tokens = Vec::new();
         for n in 0..TOKENS_MAX as u8 {

@@ -312,8 +312,14 @@ fn drain_is_bounded() {
     let silent = FakeServer::start(|_| Action::Silence);
     let map = SlotMap::new(even(&[silent.addr])).expect("a map");
     let limits = Limits { drain_max: Duration::from_millis(200), ..Limits::default() };
-    let counts = Bench::start(spec(4, ShareUntil::Writes(4)), map, limits).close();
+    let bench = Bench::start(spec(4, ShareUntil::Writes(4)), map, limits);
+    let view = bench.handle.view();
+    let counts = bench.close();
     assert_eq!((counts.issued, counts.unknown), (4, 4));
+    // Or a read-back would take as many keys for lost.
+    let written = view.written().expect("counted keys");
+    assert_eq!((written.acked(), written.exceptions.len()), (counts.acked, 4));
+    assert_eq!(written.ended.iter().sum::<u64>(), 4);
 }
 
 #[test]

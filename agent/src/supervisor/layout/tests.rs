@@ -95,6 +95,10 @@ fn last_words_are_this_starts_and_bounded() {
     let from = layout.log_len();
     fs::write(layout.dir().join(LOG), "old\nnew\x07 words\n\nlast\n").unwrap();
     assert_eq!(layout.last_words(from), "new words | last");
+    let quoted = "*** FATAL CONFIG FILE ERROR ***\n>>> 'user \"app on >s3cret\"'\nBad directive\n";
+    fs::write(layout.dir().join(STDERR), quoted).unwrap();
+    let words = layout.last_words(u64::MAX);
+    assert_eq!(words, "*** FATAL CONFIG FILE ERROR *** | >>> 'user …' | Bad directive");
     fs::write(layout.dir().join(STDERR), "x".repeat(100_000)).unwrap();
     assert!(layout.last_words(from).chars().count() <= TAIL_CHARS_MAX);
     assert!(layout.last_words(from).ends_with("new words | last"));
