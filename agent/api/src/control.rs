@@ -114,19 +114,19 @@ impl ControlRequest {
 
     /// Whether carrying it out twice is as good as once.
     pub fn repeatable(&self) -> bool {
-        match self {
-            Self::RunStart(_) | Self::RunShare(_) | Self::RunVerify(_) => false,
-            // A second revocation would take back what was issued since the first: but only within
-            // one command's timeout.
+        // A second revocation would take back what was issued since the first: but only within
+        // one command's timeout.
+        let idempotent = matches!(
+            self,
             Self::HostRemove(_)
-            | Self::HostReplace(_)
-            | Self::ClusterCreate(_)
-            | Self::RunStop(_)
-            | Self::TokenCreate(_)
-            | Self::TokenRevoke(_)
-            | Self::OperatorRevoke(_) => true,
-            _ => !self.changes(),
-        }
+                | Self::HostReplace(_)
+                | Self::ClusterCreate(_)
+                | Self::RunStop(_)
+                | Self::TokenCreate(_)
+                | Self::TokenRevoke(_)
+                | Self::OperatorRevoke(_)
+        );
+        idempotent || !self.changes()
     }
 }
 

@@ -9,7 +9,7 @@ mod tokens;
 use std::collections::BTreeSet;
 
 use redmesh_api::codec;
-use redmesh_api::ids::{HostId, NodeId, PlanId};
+use redmesh_api::ids::{HostId, NodeId, PlanId, RunId};
 use redmesh_api::level::{
     ClusterPlan, Formation, Level, PlanStage, RemovedHost, RevokedOperator, StageReached, Stamp,
 };
@@ -77,24 +77,19 @@ fn change(level: &mut Level, command: &Command) -> Applied {
         }
         Command::RevokeOperator(operator) => revoke_operator(level, operator),
         Command::StartRun(run) => start_run(level, run),
-        Command::AdvanceRun { run, to } => match level.runs.iter_mut().find(|known| known.id == *run) {
-            None => rejected(format!("run {run} is unknown")),
-            Some(known) if *to == RunStage::Done && known.stage != RunStage::Done => {
+        Command::AdvanceRun { run, to } => match the_run(level, *run) {
+            Err(reason) => rejected(reason),
+            Ok(known) if *to == RunStage::Done && known.stage != RunStage::Done => {
                 rejected(format!("run {run} is done only when its account is closed"))
             }
-            Some(known) => advance(&mut known.stage, *to),
+            Ok(known) => advance(&mut known.stage, *to),
         },
-        Command::AddShares { run, known, given_up, shares } => {
-            match level.runs.iter_mut().find(|known| known.id == *run) {
-                None => rejected(format!("run {run} is unknown")),
-                Some(run) => add_shares(run, usize::from(*known), given_up.map(usize::from), shares),
-            }
-        }
+        Command::AddShares { run, known, given_up, shares } => the_run(level, *run)
+            .map_or_else(rejected, |run| {
+                add_shares(run, usize::from(*known), given_up.map(usize::from), shares)
+            }),
         Command::CloseRun { run, known, result } => {
-            match level.runs.iter_mut().find(|known| known.id == *run) {
-                None => rejected(format!("run {run} is unknown")),
-                Some(run) => close_run(run, usize::from(*known), result),
-            }
+            the_run(level, *run).map_or_else(rejected, |run| close_run(run, usize::from(*known), result))
         }
         Command::CreateToken(token) => tokens::create(&mut level.tokens, token),
         Command::RevokeToken(id) => tokens::revoke(&mut level.tokens, *id),
@@ -190,6 +185,11 @@ fn the_plan(level: &mut Level, id: PlanId) -> Result<&mut ClusterPlan, String> {
         Some(known) => Err(format!("plan {id} is not the mesh's plan, which is {}", known.id)),
         None => Err(format!("plan {id} is unknown, there is no plan yet")),
     }
+}
+
+/// The run that is meant, if it is remembered.
+fn the_run(level: &mut Level, id: RunId) -> Result<&mut Run, String> {
+    level.runs.iter_mut().find(|run| run.id == id).ok_or_else(|| format!("run {id} is unknown"))
 }
 
 fn advance_plan(plan: &mut ClusterPlan, to: PlanStage, at_unix_ms: u64) -> Applied {

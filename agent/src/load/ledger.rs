@@ -5,8 +5,8 @@
 //! A thread overwrites its slot in place once per loop turn, *before* it hands the
 //! turn's new writes to the kernel; so when the process dies at any point, what was
 //! issued and is not accounted for has an unknown fate and nothing was sent that the
-//! file does not know. There is no fsync: the file survives `kill -9` of the process,
-//! not the loss of the machine. A slot never straddles a page, so a killed process
+//! file does not know. The file is synced once, when it is made: its slots survive `kill -9` of
+//! the process, not the loss of the machine. A slot never straddles a page, so a killed process
 //! leaves the old slot or the new one, never a mixture.
 
 use std::fs::File;
@@ -20,6 +20,8 @@ use redmesh_api::ids::{HostId, RunId};
 use redmesh_api::limits::THREADS_PER_HOST_MAX;
 use redmesh_api::run::Counts;
 use uuid::Uuid;
+
+use crate::files;
 
 /// Suffix of ledger files.
 pub const EXTENSION: &str = "ledger";
@@ -122,18 +124,8 @@ impl Ledger {
         header[36..40].copy_from_slice(&epoch.to_le_bytes());
         header[40..42].copy_from_slice(&share.to_le_bytes());
         bytes.chunks_exact_mut(RECORD_BYTES).for_each(seal);
-        // No ledger by its name; what an earlier crash left of one goes.
-        let unfinished = path.with_extension("new");
-        let file = File::create(&unfinished).map_err(error("create"))?;
-        let written = file
-            .write_all_at(&bytes, 0)
-            .and_then(|()| file.sync_data())
-            .and_then(|()| std::fs::rename(&unfinished, path));
-        if let Err(source) = written {
-            // It would only take up what is scarce; if it can't go, no matter.
-            let _ = std::fs::remove_file(&unfinished);
-            return Err(error("write")(source));
-        }
+        files::replace(path, &bytes, files::PRIVATE).map_err(error("write"))?;
+        let file = File::options().write(true).open(path).map_err(error("open"))?;
         Ok(Self { file: Arc::new(file), path: path.into(), threads })
     }
 
@@ -284,7 +276,7 @@ mod tests {
     #[test]
     fn a_ledger_that_was_never_whole_is_none_and_an_epoch_has_one_account() {
         let dir = tempfile::tempdir().expect("a directory");
-        let unfinished = super::super::ledger_path(dir.path(), 4).with_extension("new");
+        let unfinished = super::super::ledger_path(dir.path(), 4).with_extension("ledger.new");
         std::fs::write(&unfinished, "half of a").expect("writes");
         assert_eq!(list(dir.path()).expect("lists"), Vec::<PathBuf>::new());
         let (path, _) = ledger(dir.path());

@@ -20,9 +20,10 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use self::report::Peer;
 use clap::Parser;
 use redmesh_benches::children::{Children, until_interrupted};
+
+use self::report::Peer;
 
 /// Compare forming a cluster with redis-cli on this machine.
 #[derive(Debug, Clone, Parser)]
